@@ -1,0 +1,1 @@
+../../../Tests/WireCodecTests/RandomMessages.swift

@@ -1,0 +1,44 @@
+# Two commands for a newcomer: `make run` and `make test`.
+SWIFT ?= swift
+MODEL ?= cluster/models/tandem-stories-5m
+
+.PHONY: run test setup build release proto format lint fuzz clean help
+
+help:
+	@echo "make run      build, start a local cluster on the bundled model, run jobs through it, stop"
+	@echo "make test     build and run every test"
+	@echo "make release  build the programs into .build/release"
+	@echo "make proto    regenerate Sources/CWire from proto/tandem.proto"
+	@echo "make format   format the sources;  make lint  check the format"
+	@echo "make fuzz     run the libFuzzer targets for a minute"
+
+setup:
+	@./ops/setup.sh
+
+release: setup
+	@echo "building (a first build takes several minutes; later ones seconds)"
+	@$(SWIFT) build -c release --product tandem
+	@$(SWIFT) build -c release --product tandem-coordinator
+	@$(SWIFT) build -c release --product tandem-prefill
+	@$(SWIFT) build -c release --product tandem-decode
+
+run: release
+	@.build/release/tandem demo --model $(MODEL)
+
+test: setup
+	@./ops/test.sh
+
+proto: setup
+	@./proto/regenerate.sh
+
+format:
+	@$(SWIFT) format -i -r Sources Tests Package.swift
+
+lint:
+	@$(SWIFT) format lint --strict -r Sources Tests Package.swift
+
+fuzz: setup
+	@cd Fuzz && ./run.sh 60
+
+clean:
+	@$(SWIFT) package clean

@@ -1,0 +1,218 @@
+import KVPaging
+import Messages
+import ServingTypes
+
+/// Everything that a decode (or mixed) worker decides: what it holds for whom, which jobs the next
+/// iteration runs, and when memory goes back. It reads no clock and does nothing itself.
+///
+/// The token that ends a job (a stop token, or the last of `maxTokens`) is part of its output; the
+/// front door leaves a stop token out of the text. Stop tokens before `minTokens` are barred by
+/// the sampler, so one that comes is an end.
+public struct DecodeWorkerCore: Sendable {
+    let configuration: DecodeConfiguration
+    let naming: any PageNaming
+
+    var now = Instant.zero
+    var actions: [DecodeAction] = []
+
+    var pool: BlockPool
+    var jobs: [TransferID: DecodeJob] = [:]
+    /// All jobs by arrival.
+    var arrivals: [TransferID] = []
+    /// Decoding jobs in the order in which their turn comes.
+    var turns: [TransferID] = []
+    /// The attempt of each job that is held.
+    var current: [JobID: TransferID] = [:]
+    var nextOrder: UInt64 = 0
+    var attempts = AttemptGuard()
+
+    /// Slots of given-up transfers that a receiver may still write.
+    var fences: [TransferID: Fence] = [:]
+    var links: [WorkerRef: PageLinkID] = [:]
+    /// For repeats of an end, and for a P whose link broke before it heard.
+    var commits = BoundedMemory<TransferID, TransferCommitted>(capacity: Limits.rememberedCommits)
+
+    var underWay: [StepShare]?
+    var iteration: UInt64 = 0
+    var stepSeconds = MovingMean()
+    var prefillRate = MovingMean()
+
+    var membership: WorkerMembership
+    /// Steps for a coordinator that is away.
+    var buffered: [TokenSteps] = []
+    var bufferedTokens = 0
+    public internal(set) var counters = DecodeCounters()
+
+    struct Fence: Sendable {
+        var slots: [BlockSlot]
+        var acknowledge: Bool
+    }
+
+    /// What one job has in the step under way.
+    struct StepShare: Sendable {
+        var transfer: TransferID
+        var tokens: Int
+        var samples: Bool
+    }
+
+    enum Limits {
+        static let rememberedCommits = 4096
+    }
+
+    public init(configuration: DecodeConfiguration, naming: any PageNaming) {
+        self.configuration = configuration
+        self.naming = naming
+        pool = BlockPool(blockCount: configuration.blockCount)
+        membership = WorkerMembership(
+            register: configuration.register, heartbeatEvery: configuration.heartbeatEvery,
+            orphanGrace: configuration.orphanGrace)
+    }
+
+    // MARK: Events
+
+    public mutating func handle(_ event: DecodeEvent, at now: Instant) -> [DecodeAction] {
+        self.now = now
+        switch event {
+        case .coordinatorUp: coordinatorUp()
+        case .coordinatorDown: membership.linkDown(at: now)
+        case .coordinatorMessage(let message): receive(message)
+        case .peerMessage(let link, let source, let message): receive(message, on: link, from: source)
+        case .peerDown(let link, let source):
+            if links[source] == link { links[source] = nil }
+        case .pageLanded(let transfer, let block, _, let bytes, let crc): landed(transfer, block, bytes, crc)
+        case .landingReleased(let transfer): landingReleased(transfer)
+        case .stepFinished(let result): finishStep(result)
+        case .tick: tick()
+        }
+        startStep()
+        finishDrain()
+        for event in membership.events(pool.takeChanges()) { actions.append(.sendToCoordinator(event)) }
+        defer { actions.removeAll() }
+        return actions
+    }
+
+    private mutating func receive(_ message: Message) {
+        switch message {
+        case .registerAck(let ack): membership.registered(ack)
+        case .heartbeat: break
+        case .drain(let order): membership.beginDrain(within: order.deadline, at: now)
+        case .reservePages(let order): reserve(order)
+        case .startDecode(let order): start(order)
+        case .setRunning(let plan): apply(plan)
+        case .cancel(let order): cancel(order.transfer)
+        case .leaseRenew(let renewal): renew(renewal.transfer, from: nil)
+        case .hello, .helloAck, .register, .kvEvent, .drainDone, .reserveAck, .reserveNack, .startDecodeAck, .tokenSteps,
+            .assignPrefill, .assignAck, .assignNack, .prefillProgress, .prefillDone, .pageOffer, .pageWant, .pagePush,
+            .pageAck, .pageNack, .credit, .transferEnd, .transferCommitted, .transferFailed, .cancelAck:
+            countStale()
+        }
+    }
+
+    private mutating func receive(_ message: Message, on link: PageLinkID, from source: WorkerRef) {
+        links[source] = link
+        switch message {
+        case .pageOffer(let offer): offered(offer, from: source)
+        case .transferEnd(let end): transferEnded(end, from: source)
+        case .leaseRenew(let renewal): renew(renewal.transfer, from: source)
+        case .transferFailed(let failure): sourceGaveUp(failure.transfer, source)
+        case .cancel(let order):
+            sourceGaveUp(order.transfer, source)
+            tell(source, .cancelAck(CancelAck(transfer: order.transfer)))
+        case .hello, .helloAck, .register, .registerAck, .heartbeat, .kvEvent, .drain, .drainDone, .reservePages,
+            .reserveAck, .reserveNack, .startDecode, .startDecodeAck, .setRunning, .tokenSteps, .assignPrefill,
+            .assignAck, .assignNack, .prefillProgress, .prefillDone, .pageWant, .pagePush, .pageAck, .pageNack, .credit,
+            .transferCommitted, .cancelAck:
+            countStale()
+        }
+    }
+
+    private mutating func tick() {
+        if membership.becameOrphan(at: now) { abandonEverything() }
+        if membership.drainIsDue(at: now) { handBackEverything() }
+        expireLeases()
+        let load = load
+        if let beat = membership.heartbeat(at: now, load: load) { actions.append(.sendToCoordinator(beat)) }
+    }
+
+    // MARK: The coordinator's link
+
+    private mutating func coordinatorUp() {
+        _ = pool.takeChanges()
+        for message in membership.linkUp(held: reportedTransfers, pages: pool.indexedPages, at: now) {
+            actions.append(.sendToCoordinator(message))
+        }
+        for steps in buffered { actions.append(.sendToCoordinator(.tokenSteps(steps))) }
+        buffered.removeAll()
+        bufferedTokens = 0
+    }
+
+    /// Held ones, and those that ended while nobody listened: their last tokens are on the way.
+    private var reportedTransfers: [TransferID] {
+        let ended = buffered.flatMap { $0.steps.filter { $0.end != nil }.map(\.transfer) }
+        return (heldTransfers + ended).sorted()
+    }
+
+    /// What C hears now or not at all: after a loss it asks anew for everything but tokens.
+    mutating func tellCoordinator(_ message: Message) {
+        if membership.isUp { actions.append(.sendToCoordinator(message)) }
+    }
+
+    mutating func tell(_ peer: WorkerRef, _ message: Message) {
+        if let link = links[peer] { actions.append(.sendToPeer(link, message)) }
+    }
+
+    /// Tokens are never dropped: they wait for the coordinator.
+    mutating func emit(_ steps: [TokenStep], computeTime: TimeSpan = .zero) {
+        guard !steps.isEmpty else { return }
+        iteration += 1
+        let message = TokenSteps(iteration: iteration, computeTime: computeTime, steps: steps)
+        if membership.isUp { return actions.append(.sendToCoordinator(.tokenSteps(message))) }
+        buffered.append(message)
+        bufferedTokens += steps.reduce(0) { $0 + max($1.tokens.count, 1) }
+    }
+
+    mutating func countStale() { counters.staleMessagesDropped &+= 1 }
+
+    // MARK: Telling
+
+    public var blockCounts: BlockCounts { pool.counts() }
+
+    /// Transfers that are held in any way, ascending.
+    public var heldTransfers: [TransferID] { (Array(jobs.keys) + Array(fences.keys)).sorted() }
+
+    /// What the next heartbeat says.
+    public var load: LoadReport {
+        var report = LoadReport()
+        for job in jobs.values {
+            if job.isPrefilling { report.queuedTokens += job.tokens.count - job.computed }
+            if job.isPaused { report.pausedJobs += 1 } else { report.runningJobs += 1 }
+        }
+        report.blocks = pool.counts()
+        report.stepsFinished = counters.stepsFinished
+        report.stepTime = TimeSpan(seconds: stepSeconds.value)
+        report.prefillTokensPerSecond = prefillRate.value
+        report.pageBytesReceived = counters.pageBytesReceived
+        report.staleMessagesDropped = counters.staleMessagesDropped
+        return report
+    }
+
+    /// The first broken invariant, or nil.
+    public func audit() -> String? {
+        if let broken = pool.audit(tables: jobs.values.map(\.table)) { return broken }
+        if Set(arrivals) != Set(jobs.keys) || arrivals.count != jobs.count { return "arrivals differ from jobs" }
+        if arrivals.count > configuration.jobsMax { return "\(arrivals.count) jobs, \(configuration.jobsMax) allowed" }
+        let decoding = Set(jobs.values.filter(\.isDecoding).map(\.transfer))
+        if Set(turns) != decoding || turns.count != decoding.count { return "turns differ from decoding jobs" }
+        let fenced = fences.values.reduce(0) { $0 + $1.slots.count }
+        if fenced != pool.counts().fencing { return "\(pool.counts().fencing) slots fencing, \(fenced) known" }
+        for job in jobs.values {
+            if job.computed > job.table.capacityTokens { return "\(job.transfer) computed beyond its blocks" }
+            if job.isDecoding, job.computed != job.tokens.count - 1 { return "\(job.transfer) lost a position" }
+            if job.isInStep != (underWay?.contains { $0.transfer == job.transfer } ?? false) {
+                return "\(job.transfer) is wrong about the step under way"
+            }
+            if job.ending != nil, !job.isInStep { return "\(job.transfer) should have ended" }
+        }
+        return nil
+    }
+}

@@ -1,0 +1,382 @@
+import CoordinatorCore
+import FrontDoor
+import KVPaging
+import Ledger
+import Logging
+import Messages
+import NIOCore
+import ServingTypes
+
+/// Drives the coordinator core: events in, actions out, all on one event loop. It owns no decision;
+/// it owns links, listeners and the journal.
+public final class CoordinatorHost {
+    private let loop: any EventLoop
+    private let clock = MonotonicClock()
+    private let log: Logger
+    private let naming: SHA256PageNaming
+    private let blockTokens: Int
+    private let journal: JobJournal?
+    private var core: Coordinator
+    private var generator = SystemRandomNumberGenerator()
+
+    /// Events that arrived while another one was being handled: the core is never re-entered.
+    private var waiting: [CoordinatorEvent] = []
+    private var isHandling = false
+
+    private var followers: [JobID: JobFollowers] = [:]
+    private var requests: [JobID: JobRequestRecord] = [:]
+    private var keys = IdempotencyKeys()
+    /// Answers given before this process began, for keys that come again.
+    private var pastAnswers: [JobID: (outcome: JobOutcome, tokens: [SampledToken])] = [:]
+
+    /// Sends one message to a worker; set by whoever owns the links.
+    public var send: (WorkerRef, Message) -> Void = { _, _ in }
+    public var closeLink: (WorkerRef) -> Void = { _ in }
+    /// Set while the process is being stopped: nothing new is admitted.
+    public private(set) var isDraining = false
+
+    public static let tickEvery = TimeAmount.milliseconds(25)
+
+    public init(
+        loop: any EventLoop, configuration: CoordinatorConfiguration, naming: SHA256PageNaming, journal: JobJournal?,
+        log: Logger
+    ) {
+        self.loop = loop
+        self.log = log
+        self.naming = naming
+        self.journal = journal
+        blockTokens = configuration.blockTokens
+        core = Coordinator(configuration: configuration, naming: naming)
+    }
+
+    /// Reads the journal back, then begins to tick. Call before any worker or client is let in.
+    public func start() throws(ServingError) {
+        try recover()
+        loop.scheduleRepeatedTask(initialDelay: Self.tickEvery, delay: Self.tickEvery) { [weak self] _ in
+            self?.handle(.tick)
+        }
+    }
+
+    public func handle(_ event: CoordinatorEvent) {
+        loop.assertInEventLoop()
+        waiting.append(event)
+        guard !isHandling else { return }
+        isHandling = true
+        defer { isHandling = false }
+        while !waiting.isEmpty {
+            let next = waiting.removeFirst()
+            for action in core.handle(next, at: clock.now) { perform(action) }
+        }
+    }
+
+    private func perform(_ action: CoordinatorAction) {
+        switch action {
+        case .send(let worker, let message): send(worker, message)
+        case .closeLink(let worker): closeLink(worker)
+        case .jobAdmitted(let job): followers[job]?.sinks.forEach { $0.admitted(job) }
+        case .jobRefused(let job, let error): refuse(job, error)
+        case .emit(let job, let offset, let tokens): emit(job, offset, tokens)
+        case .jobFinished(let outcome): finish(outcome)
+        case .workerDrained(let worker): log.info("worker drained", metadata: ["worker": "\(worker)"])
+        case .note(let note): logNote(note)
+        }
+    }
+
+    private func emit(_ job: JobID, _ offset: Int, _ tokens: [SampledToken]) {
+        guard let deliveries = followers[job]?.advance(offset: offset, tokens: tokens) else { return }
+        for delivery in deliveries { delivery.sink.tokens(offset: delivery.offset, delivery.tokens) }
+    }
+
+    private func refuse(_ job: JobID, _ error: ServingError) {
+        let sinks = followers.removeValue(forKey: job)?.sinks ?? []
+        requests[job] = nil
+        keys.forget(job)
+        journal?.withdraw(job)
+        for sink in sinks { sink.failed(error) }
+    }
+
+    private func finish(_ outcome: JobOutcome) {
+        settle(outcome)
+        let sinks = followers.removeValue(forKey: outcome.job)?.sinks ?? []
+        for sink in sinks { Self.tell(sink, outcome) }
+        forgetOldRequests()
+    }
+
+    private static func tell(_ sink: any JobSink, _ outcome: JobOutcome) {
+        switch outcome.ending {
+        case .finished: sink.ended(outcome)
+        case .failed(let error): sink.failed(error)
+        }
+    }
+
+    /// The request of a job is kept as long as the core remembers the job.
+    private func forgetOldRequests() {
+        guard requests.count > 2 * Limits.requestsKept else { return }
+        requests = requests.filter { core.view($0.key) != nil }
+    }
+
+    public enum Limits {
+        public static let requestsKept = 2048
+        public static let pastAnswersMax = 1024
+    }
+
+    private func logNote(_ note: CoordinatorNote) {
+        switch note {
+        case .workerJoined(let worker, let role):
+            log.info("worker joined", metadata: ["worker": "\(worker)", "role": "\(role.rawValue)"])
+        case .workerLost(let worker, let jobs):
+            log.warning("worker lost", metadata: ["worker": "\(worker)", "jobs_requeued": "\(jobs)"])
+        case .workerSuspected(let worker, let silence):
+            log.warning("worker silent", metadata: ["worker": "\(worker)", "ms": "\(silence.nanoseconds / 1_000_000)"])
+        case .workerStalled(let worker, let silence):
+            log.warning(
+                "worker makes no progress",
+                metadata: ["worker": "\(worker)", "ms": "\(silence.nanoseconds / 1_000_000)"])
+        case .jobRequeued(let transfer, let reason):
+            log.notice("job requeued", metadata: ["transfer": "\(transfer)", "reason": "\(reason)"])
+        case .jobPoisoned(let job, let deaths):
+            log.error("job gave up after killing workers", metadata: ["job": "\(job)", "deaths": "\(deaths)"])
+        case .transferFailed(let transfer, let reason):
+            log.warning("transfer failed", metadata: ["transfer": "\(transfer)", "reason": "\(reason.rawValue)"])
+        }
+    }
+}
+
+// MARK: - The journal
+
+extension CoordinatorHost {
+    /// Open jobs run again under a higher attempt, with the same seed and so the same output; ended
+    /// ones answer a repeated key. A job that nobody can ask for any more is dropped.
+    private func recover() throws(ServingError) {
+        guard let journal else { return }
+        for record in try journal.load() {
+            do throws(ServingError) {
+                try recover(record)
+            } catch {
+                log.error("journal entry skipped: \(error.message)", metadata: ["job": "\(record.job)"])
+                journal.withdraw(record.job)
+            }
+        }
+    }
+
+    private func recover(_ record: JournalRecord) throws(ServingError) {
+        let (submission, request, attempt) = try JournalCodec.submission(record)
+        if let answer = record.answer {
+            guard pastAnswers.count < Limits.pastAnswersMax else { return }
+            pastAnswers[record.job] = try JournalCodec.outcome(
+                record, answer, promptTokens: submission.promptTokens.count)
+        } else {
+            guard record.key != nil || request.detached else {
+                journal?.withdraw(record.job)
+                return
+            }
+            handle(.recovered(submission, attempt: attempt))
+        }
+        requests[record.job] = request
+        if let key = record.key { keys.remember(key, of: record.tenant, job: record.job) }
+    }
+
+    private func settle(_ outcome: JobOutcome) {
+        guard let journal, requests[outcome.job] != nil else { return }
+        let tokens = core.tokens(of: outcome.job, from: 0) ?? []
+        do throws(ServingError) {
+            let answer = try JournalCodec.answer(outcome, tokens: tokens)
+            journal.settle(outcome.job, answer: answer, endedAtSeconds: clock.wallClockSeconds)
+        } catch {
+            log.error("the journal does not take an answer: \(error.message)", metadata: ["job": "\(outcome.job)"])
+            journal.withdraw(outcome.job)
+        }
+    }
+}
+
+// MARK: - Workers
+
+extension CoordinatorHost {
+    /// A worker asks to be drained itself when it is told to stop.
+    public func workerMessage(_ worker: WorkerRef, _ message: Message) {
+        switch message {
+        case .drain(let drain): handle(.drain(worker.id, deadline: drain.deadline))
+        case .register(let register): handle(.workerUp(worker, register))
+        default: handle(.workerMessage(worker, message))
+        }
+    }
+
+    public func workerDown(_ worker: WorkerRef) { handle(.workerDown(worker)) }
+
+    /// Where a worker listens for pages, for the relay.
+    public func dataEndpoint(of worker: WorkerID) -> String? { core.worker(worker)?.dataEndpoint }
+}
+
+// MARK: - The front door's side
+
+extension CoordinatorHost: JobService {
+    public func makeJobID() -> JobID { JobID(using: &generator) }
+
+    public func pageIDs(of tokens: [TokenID], tenant: TenantID) -> [PageID] {
+        naming.names(of: tokens, blockTokens: blockTokens, tenant: tenant)
+    }
+
+    public func submit(_ submission: JobSubmission, request: JobRequestRecord, sink: any JobSink) {
+        if let key = submission.idempotencyKey, let first = keys.job(of: key, of: submission.tenant) {
+            return joinOrConflict(first, request, sink)
+        }
+        guard !isDraining else {
+            return sink.failed(
+                ServingError(.draining, "the cluster is stopping and takes no new job", retryAfterSeconds: 5))
+        }
+        var listeners = JobFollowers()
+        listeners.add(sink, nextOffset: 0)
+        followers[submission.job] = listeners
+        requests[submission.job] = request
+        if let key = submission.idempotencyKey {
+            keys.remember(key, of: submission.tenant, job: submission.job)
+            admitDurably(submission, request)
+        } else {
+            if request.detached { admitLazily(submission, request) }
+            handle(.submitted(submission))
+        }
+    }
+
+    private func joinOrConflict(_ first: JobID, _ request: JobRequestRecord, _ sink: any JobSink) {
+        guard requests[first]?.digest == request.digest else {
+            return sink.failed(
+                ServingError(
+                    .conflict, "this idempotency key was used with another request body", field: "Idempotency-Key"))
+        }
+        attach(first, fromOffset: 0, sink: sink)
+    }
+
+    /// The client hears of a keyed job only once the job is on disk.
+    private func admitDurably(_ submission: JobSubmission, _ request: JobRequestRecord) {
+        guard let journal else { return handle(.submitted(submission)) }
+        do throws(ServingError) {
+            let record = try JournalCodec.record(submission, request, attempt: .first)
+            let host = NIOLoopBound(self, eventLoop: loop)
+            journal.admit(record) { [loop] error in
+                loop.execute {
+                    if let error {
+                        host.value.refuse(submission.job, error)
+                    } else {
+                        host.value.handle(.submitted(submission))
+                    }
+                }
+            }
+        } catch {
+            refuse(submission.job, error)
+        }
+    }
+
+    private func admitLazily(_ submission: JobSubmission, _ request: JobRequestRecord) {
+        guard let record = try? JournalCodec.record(submission, request, attempt: .first) else { return }
+        journal?.admit(record, done: nil)
+    }
+
+    public func attach(_ job: JobID, fromOffset offset: Int, sink: any JobSink) {
+        if let past = pastAnswers[job] {
+            sink.admitted(job)
+            if offset < past.tokens.count { sink.tokens(offset: offset, Array(past.tokens[offset...])) }
+            return Self.tell(sink, past.outcome)
+        }
+        guard let tokens = core.tokens(of: job, from: offset) else { return attachBeforeAdmission(job, offset, sink) }
+        sink.admitted(job)
+        if !tokens.isEmpty { sink.tokens(offset: offset, tokens) }
+        if let outcome = core.outcome(of: job) { return Self.tell(sink, outcome) }
+        follow(job, nextOffset: offset + tokens.count, sink)
+    }
+
+    /// A keyed job whose record is still on its way to the disk is known here, not in the core.
+    private func attachBeforeAdmission(_ job: JobID, _ offset: Int, _ sink: any JobSink) {
+        guard followers[job] != nil else {
+            return sink.failed(ServingError(.notFound, "no job \(job) is known", field: "job"))
+        }
+        follow(job, nextOffset: offset, sink)
+    }
+
+    private func follow(_ job: JobID, nextOffset: Int, _ sink: any JobSink) {
+        var listeners = followers[job] ?? JobFollowers()
+        guard !listeners.isFull else {
+            return sink.failed(
+                ServingError(
+                    .rateLimited, "job \(job) has \(JobFollowers.max) listeners, its limit", retryAfterSeconds: 1))
+        }
+        listeners.add(sink, nextOffset: nextOffset)
+        followers[job] = listeners
+    }
+
+    /// A job with an idempotency key outlives its client: the key is how the client comes back.
+    public func leave(_ job: JobID, sink: any JobSink) {
+        guard followers[job]?.remove(sink) == true, followers[job]?.isEmpty == true else { return }
+        guard requests[job]?.detached != true, !keys.holds(job) else { return }
+        handle(.cancelled(job, .client))
+    }
+
+    public func cancel(_ job: JobID) { handle(.cancelled(job, .client)) }
+
+    public func stopMatched(_ job: JobID, outputTokens: Int) {
+        handle(.stopMatched(job, outputTokens: outputTokens))
+    }
+
+    public func view(_ job: JobID) -> (view: JobView, request: JobRequestRecord)? {
+        guard let view = core.view(job), let request = requests[job] else { return nil }
+        return (view, request)
+    }
+
+    public func jobs(limit: Int) -> [JobView] { core.jobs(limit: limit) }
+
+    public func snapshot() -> ClusterSnapshot { core.snapshot() }
+
+    public func drain(_ worker: WorkerID, deadline: TimeSpan) -> Bool {
+        guard core.worker(worker) != nil else { return false }
+        handle(.drain(worker, deadline: deadline))
+        return true
+    }
+
+    public var readiness: Readiness {
+        if isDraining { return .draining }
+        let capacity = core.capacity
+        if capacity.decodeWorkers + capacity.mixedWorkers == 0 { return .notReady("no decode worker is connected") }
+        return .ready
+    }
+
+    public var now: Instant { clock.now }
+    public var wallClockSeconds: Int64 { clock.wallClockSeconds }
+
+    /// Live jobs, for an orderly end.
+    public var liveJobs: Int { core.snapshot().liveJobs }
+
+    public func metricsText(model: String) -> String { core.metricsText(model: model) }
+
+    public func beginDraining() { isDraining = true }
+}
+
+/// Idempotency keys of living and remembered jobs, per tenant.
+struct IdempotencyKeys {
+    private struct Name: Hashable {
+        var tenant: TenantID
+        var key: String
+    }
+
+    private var jobs: [Name: JobID] = [:]
+    private var names: [JobID: Name] = [:]
+    private var order: [JobID] = []
+
+    static let max = 65_536
+
+    func job(of key: String, of tenant: TenantID) -> JobID? { jobs[Name(tenant: tenant, key: key)] }
+    func holds(_ job: JobID) -> Bool { names[job] != nil }
+
+    mutating func remember(_ key: String, of tenant: TenantID, job: JobID) {
+        if order.count >= Self.max, let oldest = order.first {
+            order.removeFirst()
+            forget(oldest)
+        }
+        let name = Name(tenant: tenant, key: key)
+        jobs[name] = job
+        names[job] = name
+        order.append(job)
+    }
+
+    mutating func forget(_ job: JobID) {
+        if let name = names.removeValue(forKey: job) { jobs[name] = nil }
+    }
+}

@@ -1,0 +1,36 @@
+import DecodeCore
+import Foundation
+import PrefillCore
+import ServingTypes
+
+extension DecodeConfiguration {
+    /// From a worker's flags and its loaded model.
+    static func live(
+        _ flags: WorkerFlags, own: WorkerRef, role: WorkerRole, model: WorkerModel, dataEndpoint: HostPort
+    ) -> DecodeConfiguration {
+        var configuration = DecodeConfiguration(
+            own: own, role: role, blockTokens: flags.blockTokens, blockCount: model.store.slotCount,
+            pageBytes: model.store.layout.pageBytes)
+        configuration.dataHost = dataEndpoint.host
+        configuration.dataPort = dataEndpoint.port
+        configuration.processID = ProcessInfo.processInfo.processIdentifier
+        configuration.batchJobsMax = flags.batchJobs
+        configuration.stepTokensMax = flags.stepTokens
+        configuration.prefillChunkTokens = flags.chunkTokens
+        configuration.contextTokensMax = model.contextTokensMax
+        return configuration
+    }
+}
+
+extension PrefillConfiguration {
+    static func live(_ flags: WorkerFlags, own: WorkerRef, model: WorkerModel) -> PrefillConfiguration {
+        var configuration = PrefillConfiguration(
+            own: own, blockTokens: flags.blockTokens, blockCount: model.store.slotCount,
+            pageBytes: model.store.layout.pageBytes)
+        configuration.processID = ProcessInfo.processInfo.processIdentifier
+        configuration.stepTokensMax = flags.stepTokens
+        configuration.prefillChunkTokens = flags.chunkTokens
+        configuration.contextTokensMax = model.contextTokensMax
+        return configuration
+    }
+}

@@ -1,0 +1,96 @@
+import ArgumentParser
+import Foundation
+import Logging
+import ServingTypes
+
+/// Flags of both worker programs. People start workers through `tandem up`; these are for other
+/// supervisors (systemd, Kubernetes) and for tests.
+public struct WorkerFlags: ParsableArguments, Sendable {
+    @Option(help: "This worker's name, stable over restarts.")
+    public var name: String
+
+    @Option(help: "Hugging Face model folder.")
+    public var model: String
+
+    @Option(help: "host:port of the coordinator's control listener.")
+    public var coordinator: String
+
+    @Option(help: "host:port of the coordinator's relay listener.")
+    public var relay: String?
+
+    @Option(help: "Address to listen on for pages (decode workers).")
+    public var dataHost: String = "127.0.0.1"
+
+    @Option(help: "Port to listen on for pages; 0 picks one.")
+    public var dataPort: UInt16 = 0
+
+    @Option(help: "host:port that other workers are told to push pages to (default: what is listened on).")
+    public var advertise: String?
+
+    @Option(help: "Element type of cached keys and values: f32, f16, bf16.")
+    public var kvType: String = "bf16"
+
+    @Option(help: "Tokens per block.")
+    public var blockTokens: Int = 16
+
+    @Option(help: "Blocks in the pool; 0 sizes it by the model's context and the memory.")
+    public var blocks: Int = 0
+
+    @Option(help: "Compute threads.")
+    public var threads: Int = 1
+
+    @Option(help: "Jobs in one decode step at most.")
+    public var batchJobs: Int = 32
+
+    @Option(help: "New tokens in one step at most.")
+    public var stepTokens: Int = 512
+
+    @Option(help: "Prompt tokens of one job in one step at most.")
+    public var chunkTokens: Int = 256
+
+    @Option(help: "Kernels: auto, scalar, avx2, avx512.")
+    public var kernels: String = "auto"
+
+    @Option(help: "trace, debug, info, notice, warning, error.")
+    public var logLevel: String = "info"
+
+    @Flag(help: "End when standard input closes: the supervisor holds its other end.")
+    public var supervised = false
+
+    public init() {}
+
+    public var level: Logger.Level { Logger.Level(rawValue: logLevel) ?? .info }
+
+    public func validate() throws {
+        for (flag, value, range) in [
+            ("block-tokens", blockTokens, 1...1024), ("blocks", blocks, 0...(1 << 24)), ("threads", threads, 1...1024),
+            ("batch-jobs", batchJobs, 1...1024), ("step-tokens", stepTokens, 1...65_536),
+            ("chunk-tokens", chunkTokens, 1...65_536),
+        ] where !range.contains(value) {
+            throw ValidationError("--\(flag): \(value) is outside \(range.lowerBound) to \(range.upperBound)")
+        }
+        guard stepTokens >= batchJobs else {
+            throw ValidationError("--step-tokens: \(stepTokens) is less than --batch-jobs \(batchJobs)")
+        }
+    }
+}
+
+/// `host:port` as written on a command line.
+public struct HostPort: Hashable, Sendable {
+    public var host: String
+    public var port: UInt16
+
+    public init(host: String, port: UInt16) {
+        self.host = host
+        self.port = port
+    }
+
+    public init(_ text: String, field: String) throws(ServingError) {
+        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]),
+            colon > text.startIndex
+        else {
+            throw ServingError(.invalidValue, "\(field): \(text) is not host:port", field: field, blast: .process)
+        }
+        self.init(host: String(text[..<colon]), port: port)
+    }
+}

@@ -1,0 +1,84 @@
+import Foundation
+import GRDB
+import ServingTypes
+
+/// One admitted job as it lies in the journal. What the layers above encode (the submission, the
+/// request, the answer) is bytes here: the journal keeps and returns it, and looks inside nothing.
+public struct JournalRecord: Hashable, Sendable {
+    public var job: JobID
+    public var tenant: TenantID
+    public var key: String?
+    /// The submission, as a StartDecode frame.
+    public var submission: [UInt8]
+    /// The request record, as JSON text.
+    public var request: String
+    public var answer: JournalAnswer?
+
+    public init(
+        job: JobID, tenant: TenantID, key: String?, submission: [UInt8], request: String,
+        answer: JournalAnswer? = nil
+    ) {
+        self.job = job
+        self.tenant = tenant
+        self.key = key
+        self.submission = submission
+        self.request = request
+        self.answer = answer
+    }
+}
+
+/// What a job came to: its tokens as a TokenSteps frame, and how it ended, as JSON text.
+public struct JournalAnswer: Hashable, Sendable {
+    public var output: [UInt8]
+    public var ending: String
+
+    public init(output: [UInt8], ending: String) {
+        self.output = output
+        self.ending = ending
+    }
+}
+
+extension JournalRecord {
+    func insert(_ db: Database) throws {
+        try db.execute(
+            sql: "INSERT INTO job (id, tenant, key, submission, request) VALUES (?, ?, ?, ?, ?)",
+            arguments: [job.description, tenant.name, key, Data(submission), request])
+    }
+
+    /// Nil for a row that no version of this program wrote.
+    init?(row: Row) {
+        guard let id = row["id"] as String?, let job = JobID(id), let tenant = row["tenant"] as String?,
+            let submission = row["submission"] as Data?, let request = row["request"] as String?
+        else { return nil }
+        self.init(
+            job: job, tenant: TenantID(tenant), key: row["key"], submission: [UInt8](submission), request: request)
+        if let ending = row["ending"] as String?, let output = row["answer"] as Data? {
+            answer = JournalAnswer(output: [UInt8](output), ending: ending)
+        }
+    }
+}
+
+enum JournalSchema {
+    static var migrator: DatabaseMigrator {
+        var migrator = DatabaseMigrator()
+        migrator.registerMigration("1: jobs") { db in
+            try db.execute(
+                sql: """
+                    CREATE TABLE job (
+                        number INTEGER PRIMARY KEY AUTOINCREMENT,
+                        id TEXT NOT NULL UNIQUE,
+                        tenant TEXT NOT NULL,
+                        key TEXT,
+                        submission BLOB NOT NULL,
+                        request TEXT NOT NULL,
+                        answer BLOB,
+                        ending TEXT,
+                        ended INTEGER,
+                        UNIQUE (tenant, key)
+                    );
+                    CREATE INDEX job_ended ON job (ended);
+                    """)
+        }
+        return migrator
+    }
+}

@@ -1,0 +1,31 @@
+import Glibc
+import ServingTypes
+
+/// A whole file mapped read-only. The mapping lives as long as this object; whoever holds a pointer
+/// into it holds the object. A file that is cut short by somebody else while it is mapped ends the
+/// process with SIGBUS: replace model files by renaming, never in place.
+///
+/// Unchecked because of the pointer: it and the bytes behind it never change after `init`.
+final class MappedFile: @unchecked Sendable {
+    let name: String
+    let bytes: UnsafeRawBufferPointer
+
+    init(path: String, name: String) throws(ServingError) {
+        self.name = name
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            throw fileFault(name, "cannot be opened (\(systemError()))", code: errno == ENOENT ? .notFound : .malformed)
+        }
+        defer { close(descriptor) }
+        let size = try regularFileSize(descriptor, name: name)
+        guard size > 0 else { throw fileFault(name, "0 bytes, fewer than the 8 of a safetensors length field") }
+        guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE, descriptor, 0), address != MAP_FAILED else {
+            throw fileFault(name, "\(size) bytes cannot be mapped (\(systemError()))")
+        }
+        bytes = UnsafeRawBufferPointer(start: address, count: size)
+    }
+
+    deinit {
+        munmap(UnsafeMutableRawPointer(mutating: bytes.baseAddress), bytes.count)
+    }
+}

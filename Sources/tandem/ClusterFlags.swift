@@ -1,0 +1,165 @@
+import ArgumentParser
+import Foundation
+import LocalSupervisor
+import ServingTypes
+
+/// Flags that shape a local cluster; each is also TANDEM_<NAME> and a key of the YAML file.
+struct ClusterFlags: ParsableArguments {
+    @Option(help: "YAML file of settings, the same names as these flags.")
+    var config: String?
+
+    @Option(help: "Hugging Face model folder.")
+    var model: String?
+
+    @Option(help: "Name that clients use for the model (default: the folder's name).")
+    var modelName: String?
+
+    @Option(help: "Address of the HTTP port.")
+    var host: String?
+
+    @Option(help: "HTTP port; 0 picks a free one.")
+    var port: Int?
+
+    @Option(help: "Number of prefill workers.")
+    var prefill: Int?
+
+    @Option(help: "Number of decode workers.")
+    var decode: Int?
+
+    @Option(help: "Number of mixed workers (both phases in one process).")
+    var mixed: Int?
+
+    @Option(help: "Threads per worker; 0 shares the cores among the workers.")
+    var threads: Int?
+
+    @Option(help: "Scheduling policy: fcfs, mlfq, vtc, fair, fair-mlfq.")
+    var policy: String?
+
+    @Option(help: "How pages travel: direct, relay, auto.")
+    var kvPath: String?
+
+    @Option(help: "Element type of cached keys and values: f32, f16, bf16.")
+    var kvType: String?
+
+    @Option(help: "Tokens per block.")
+    var blockTokens: Int?
+
+    @Option(help: "Blocks per worker; 0 sizes the pool by the model and the memory. 25.6k and 32K are understood.")
+    var blocks: Int?
+
+    @Option(help: "Jobs in one decode step at most.")
+    var batchJobs: Int?
+
+    @Option(help: "Prompts with no more uncached tokens than this are prefilled on the decode worker; 0: never.")
+    var localPrefillTokens: Int?
+
+    @Option(help: "File of API keys, one `key tenant` per line; without it every request is let in.")
+    var apiKeys: String?
+
+    @Option(help: "PEM file; with --tls-key the port speaks TLS.")
+    var tlsCertificate: String?
+
+    @Option(help: "PEM file of the certificate's private key.")
+    var tlsKey: String?
+
+    @Option(help: "trace, debug, info, notice, warning, error.")
+    var logLevel: String?
+
+    /// Decides every setting. `resolver.trail` then says where each came from.
+    func plan(_ resolver: inout SettingResolver) throws -> ClusterPlan {
+        let counts = WorkerCounts(
+            prefill: try resolver.integer("prefill", flag: prefill, standard: 1, in: 0...WorkerCounts.perKindMax),
+            decode: try resolver.integer("decode", flag: decode, standard: 1, in: 0...WorkerCounts.perKindMax),
+            mixed: try resolver.integer("mixed", flag: mixed, standard: 0, in: 0...WorkerCounts.perKindMax))
+        guard counts.decode + counts.mixed > 0 else {
+            throw CLIError("decode: 0 decode and 0 mixed workers cannot finish any job; the least is 1 of either")
+        }
+        let model = resolver.text("model", flag: model, standard: Self.bundledModel ?? "")
+        guard FileManager.default.fileExists(atPath: model + "/config.json") else {
+            throw CLIError(
+                model.isEmpty
+                    ? "model: name a Hugging Face folder with --model"
+                    : "model: \(model)/config.json does not exist; --model wants a Hugging Face folder")
+        }
+        let threads = try resolver.integer("threads", flag: threads, standard: 0, in: 0...1024)
+        let workers = max(1, counts.prefill + counts.decode + counts.mixed)
+        let shared = max(1, ProcessInfo.processInfo.activeProcessorCount / workers)
+        return ClusterPlan(
+            programs: try Self.programsFolder(),
+            modelPath: URL(fileURLWithPath: model).standardizedFileURL.path,
+            modelName: resolver.optionalText("model-name", flag: modelName),
+            host: resolver.text("host", flag: host, standard: "127.0.0.1"),
+            httpPort: try FreePort.resolve(
+                try resolver.integer("port", flag: port, standard: 8000, in: 0...65535), name: "port"),
+            controlPort: try FreePort.any(), relayPort: try FreePort.any(), workers: counts,
+            policy: try resolver.choice(
+                "policy", flag: policy, standard: "fair-mlfq", from: ["fcfs", "mlfq", "vtc", "fair", "fair-mlfq"]),
+            kvPath: try resolver.choice(
+                "kv-path", flag: kvPath, standard: "auto", from: ["direct", "relay", "auto"]),
+            kvType: try resolver.choice("kv-type", flag: kvType, standard: "bf16", from: ["f32", "f16", "bf16"]),
+            blockTokens: try resolver.integer("block-tokens", flag: blockTokens, standard: 16, in: 1...1024),
+            blocks: try resolver.integer("blocks", flag: blocks, standard: 0, in: 0...(1 << 24)),
+            threadsPerWorker: threads == 0 ? shared : threads,
+            batchJobsMax: try resolver.integer("batch-jobs", flag: batchJobs, standard: 32, in: 1...1024),
+            localPrefillTokens: try resolver.integer(
+                "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20)),
+            apiKeysFile: resolver.optionalText("api-keys", flag: apiKeys),
+            tlsCertificate: resolver.optionalText("tls-certificate", flag: tlsCertificate),
+            tlsKey: resolver.optionalText("tls-key", flag: tlsKey),
+            logLevel: try resolver.choice(
+                "log-level", flag: logLevel, standard: "info",
+                from: ["trace", "debug", "info", "notice", "warning", "error"]))
+    }
+
+    /// The bundled model, where this program runs from a checkout.
+    static var bundledModel: String? {
+        let path = "cluster/models/tandem-stories-5m"
+        return FileManager.default.fileExists(atPath: path + "/config.json") ? path : nil
+    }
+
+    /// The folder of this program, which holds its siblings too.
+    static func programsFolder() throws -> String {
+        let own =
+            (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? CommandLine.arguments[0]
+        let folder = URL(fileURLWithPath: own).deletingLastPathComponent().path
+        for program in ["tandem-coordinator", "tandem-prefill", "tandem-decode"] {
+            guard FileManager.default.isExecutableFile(atPath: "\(folder)/\(program)") else {
+                throw CLIError("\(folder)/\(program) is missing; build it with `make release`")
+            }
+        }
+        return folder
+    }
+}
+
+/// Loopback ports that nobody uses at the moment of asking.
+enum FreePort {
+    static func any() throws -> UInt16 { try bind(0) }
+
+    /// Checks a wanted port, so that `up` says what is wrong before it starts anything.
+    static func resolve(_ wanted: Int, name: String) throws -> UInt16 {
+        do {
+            return try bind(UInt16(clamping: wanted))
+        } catch {
+            throw CLIError("\(name): \(wanted) is in use on this machine; choose another with --\(name), 0 for any")
+        }
+    }
+
+    private static func bind(_ port: UInt16) throws -> UInt16 {
+        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        defer { close(descriptor) }
+        var one: Int32 = 1
+        setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &one, socklen_t(MemoryLayout<Int32>.size))
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = port.bigEndian
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let bound = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { generic in
+                Glibc.bind(descriptor, generic, length) == 0 && getsockname(descriptor, generic, &length) == 0
+            }
+        }
+        guard bound else { throw CLIError("no free port: \(String(cString: strerror(errno)))") }
+        return UInt16(bigEndian: address.sin_port)
+    }
+}

@@ -1,0 +1,179 @@
+import ArgumentParser
+import BoundedJSON
+import Dispatch
+import Foundation
+import LocalSupervisor
+import ServingTypes
+
+struct UpCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "up", abstract: "Start a local cluster: one coordinator and its workers, as separate processes.",
+        discussion: """
+            Stays in the foreground and stops the cluster on Ctrl-C; with --detach it returns once the cluster is
+            ready, and `tandem down` stops it. A crashed worker is restarted; nothing outlives this command.
+
+              tandem up --model ./Qwen2.5-0.5B --prefill 2 --decode 2
+              tandem up --config cluster/local.yaml --port 9000
+              TANDEM_POLICY=fcfs tandem up
+            """)
+
+    @OptionGroup var flags: ClusterFlags
+
+    @Option(help: "State directory: lock, logs, journal (default: TANDEM_STATE, else ~/.tandem).")
+    var state: String?
+
+    @Flag(name: .shortAndLong, help: "Return once the cluster is ready.")
+    var detach = false
+
+    @Flag(help: "Print every setting with where it came from, and stop.")
+    var showConfig = false
+
+    @Option(help: "Seconds to wait for the model to be loaded.")
+    var readyWithin: Int = 600
+
+    func run() async throws {
+        var resolver = try SettingResolver(configPath: flags.config)
+        let plan = try flags.plan(&resolver)
+        try resolver.refuseUnknownFileKeys()
+        if showConfig {
+            Terminal.say(
+                Terminal.table(
+                    ["setting", "value", "from"], resolver.trail.map { [$0.name, $0.value, $0.origin.rawValue] }))
+            return
+        }
+        let directory = ClusterClient.stateDirectory(state)
+        if detach { return try await Detached.start(state: directory, readyWithin: readyWithin) }
+        try await serve(plan, directory)
+    }
+
+    private func serve(_ plan: ClusterPlan, _ directory: StateDirectory) async throws {
+        let key = try plan.apiKeysFile.map(Self.firstKey)
+        let cluster = try LocalCluster(plan: plan, state: directory, apiKey: key) { Terminal.say($0) }
+        let signals = Signals { _ in Task { await cluster.supervisor.shutDown() } }
+        defer { signals.cancel() }
+        Terminal.say("starting \(Self.describe(plan.workers)) on \(plan.modelPath)")
+        try await cluster.run {
+            try await cluster.waitUntilReady(within: .seconds(readyWithin)) { Terminal.say($0) }
+            Terminal.say(Self.banner(plan, key: key, state: directory))
+        }
+        Terminal.say("the cluster has stopped")
+    }
+
+    static func describe(_ counts: WorkerCounts) -> String {
+        var parts = ["1 coordinator"]
+        if counts.prefill > 0 { parts.append("\(counts.prefill) prefill") }
+        if counts.decode > 0 { parts.append("\(counts.decode) decode") }
+        if counts.mixed > 0 { parts.append("\(counts.mixed) mixed") }
+        return parts.joined(separator: ", ")
+    }
+
+    static func banner(_ plan: ClusterPlan, key: String?, state: StateDirectory) -> String {
+        let authorization = key.map { " -H 'authorization: Bearer \($0)'" } ?? ""
+        return """
+
+            ready: \(plan.url)
+            key:     \(key ?? "none needed")
+            metrics: \(plan.url)/metrics
+            logs:    \(state.path)/logs
+
+              curl \(plan.url)/v1/completions\(authorization) \\
+                -H 'content-type: application/json' \\
+                -d '{"prompt": "Once upon a time", "max_tokens": 60, "stream": true}'
+
+              tandem chat          tandem status          tandem scale decode=2          tandem down
+
+            """
+    }
+
+    /// The first key of the file, so that the card and the sample can name one.
+    static func firstKey(_ path: String) throws -> String {
+        guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
+            throw CLIError("api-keys: \(path) cannot be read")
+        }
+        let line = text.split(separator: "\n").first { !$0.hasPrefix("#") && !$0.allSatisfy(\.isWhitespace) }
+        guard let key = line?.split(separator: " ").first else {
+            throw CLIError("api-keys: \(path) holds no `key tenant` line")
+        }
+        return String(key)
+    }
+}
+
+/// SIGINT and SIGTERM as callbacks.
+struct Signals {
+    private let sources: [any DispatchSourceSignal]
+
+    init(_ handler: @escaping @Sendable (Int32) -> Void) {
+        sources = [SIGINT, SIGTERM].map { number in
+            signal(number, SIG_IGN)
+            let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+            source.setEventHandler { handler(number) }
+            source.resume()
+            return source
+        }
+    }
+
+    func cancel() { sources.forEach { $0.cancel() } }
+}
+
+/// `up --detach`: the same command again, in a session of its own.
+enum Detached {
+    static func start(state: StateDirectory, readyWithin: Int) async throws {
+        try state.create()
+        _ = try state.lock()
+        let log = state.logFile(of: "supervisor")
+        let process = try spawn(
+            CommandLine.arguments.dropFirst().filter { $0 != "--detach" && $0 != "-d" } + ["--state", state.path],
+            log: log)
+        let deadline = ContinuousClock.now + .seconds(readyWithin)
+        while ContinuousClock.now < deadline {
+            if let card = state.readCard() {
+                let client = ClusterClient(baseURL: card.url, apiKey: card.apiKey, state: state)
+                if await client.status("/readyz") == 200, await isComplete(client) {
+                    Terminal.say("ready: \(card.url) (supervisor process \(process), logs in \(state.path)/logs)")
+                    return
+                }
+            }
+            var status: Int32 = 0
+            if waitpid(process, &status, WNOHANG) == process {
+                throw CLIError(
+                    "the cluster did not start:\n" + LogTail.lines(of: log).suffix(5).joined(separator: "\n"))
+            }
+            try await Task.sleep(for: .milliseconds(100))
+        }
+        kill(process, SIGTERM)
+        throw CLIError("the cluster was not ready within \(readyWithin) s; its logs are in \(state.path)/logs")
+    }
+
+    /// Whether every process that should run does, and every worker is ready.
+    private static func isComplete(_ client: ClusterClient) async -> Bool {
+        guard
+            let processes = try? await ControlSocket.ask(
+                path: client.state.controlSocket, .object(JSONObject([("verb", .string("processes"))]))
+            ).arrayValue,
+            let workers = try? await client.get("/admin/cluster")["workers"]?.arrayValue
+        else { return false }
+        return workers.filter { $0["state"]?.stringValue == "ready" }.count >= processes.count - 1
+    }
+
+    /// POSIX_SPAWN_SETSID of <spawn.h>, which Swift does not import.
+    private static let sessionFlag: Int16 = 0x80
+
+    private static func spawn(_ arguments: [String], log: String) throws -> pid_t {
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+        posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        posix_spawn_file_actions_adddup2(&actions, 1, 2)
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        posix_spawnattr_setflags(&attributes, sessionFlag)
+        var vector: [UnsafeMutablePointer<CChar>?] = (["tandem"] + arguments).map { strdup($0) } + [nil]
+        defer { vector.forEach { free($0) } }
+        var process: pid_t = 0
+        let result = posix_spawn(&process, "/proc/self/exe", &actions, &attributes, &vector, environ)
+        guard result == 0 else { throw CLIError("the supervisor did not start: \(String(cString: strerror(result)))") }
+        return process
+    }
+}

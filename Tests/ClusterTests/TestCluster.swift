@@ -1,0 +1,225 @@
+import AsyncHTTPClient
+import BoundedJSON
+import FaultProxy
+import Foundation
+import NIOCore
+import Testing
+
+/// A real cluster on loopback for one test: the programs beside the test bundle, one process each,
+/// with a fault proxy on every control link and every page link.
+final class TestCluster: @unchecked Sendable {
+    // `@unchecked`: tests drive a cluster from one task; helpers that run beside it only read.
+
+    struct Shape {
+        var prefill = 1
+        var decode = 1
+        var mixed = 0
+        var coordinatorArguments: [String] = []
+        var workerArguments: [String] = []
+        var journal = false
+    }
+
+    let seed: UInt64
+    let shape: Shape
+    let folder: URL
+    let httpPort: UInt16
+    private let controlPort: UInt16
+    private let relayPort: UInt16
+    private var programs: [String: Program] = [:]
+    /// Worker -> coordinator, by worker.
+    private(set) var controlProxies: [String: FaultProxy] = [:]
+    /// Prefill -> decode, by decode worker.
+    private(set) var pageProxies: [String: FaultProxy] = [:]
+    private var dataPorts: [String: UInt16] = [:]
+
+    static let readyWithin: Duration = .seconds(60)
+
+    private init(_ shape: Shape, seed: UInt64) throws {
+        self.shape = shape
+        self.seed = seed
+        folder = FileManager.default.temporaryDirectory.appendingPathComponent("tandem-test-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        (httpPort, controlPort, relayPort) = (try Ports.free(), try Ports.free(), try Ports.free())
+    }
+
+    /// Runs `body` on a ready cluster; everything is gone afterwards, whatever happens. A failure
+    /// prints the seed and the ends of all logs.
+    static func with(
+        _ shape: Shape = Shape(), seed: UInt64 = UInt64.random(in: 1...UInt64(Int32.max)),
+        _ body: (TestCluster) async throws -> Void
+    ) async throws {
+        let cluster = try TestCluster(shape, seed: seed)
+        defer { cluster.tearDown() }
+        do {
+            try await cluster.startAll()
+            try await body(cluster)
+        } catch {
+            print("seed \(seed)\n\(cluster.logTails())")
+            throw error
+        }
+    }
+
+    // MARK: Processes
+
+    private func startAll() async throws {
+        try startCoordinator()
+        for name in workerNames { try startWorker(name) }
+        try await waitUntilReady()
+    }
+
+    var workerNames: [String] {
+        (0..<shape.prefill).map { "prefill-\($0)" } + (0..<shape.decode).map { "decode-\($0)" }
+            + (0..<shape.mixed).map { "mixed-\($0)" }
+    }
+
+    func startCoordinator() throws {
+        var arguments = [
+            "--supervised", "--model", Paths.model, "--port", "\(httpPort)", "--control-port", "\(controlPort)",
+            "--relay-port", "\(relayPort)", "--local-prefill-tokens", "0", "--stall-floor-ms", "2000",
+            "--dead-after-ms", "2000",
+        ]
+        if shape.journal { arguments += ["--journal", folder.appendingPathComponent("journal.sqlite").path] }
+        try start("coordinator", "tandem-coordinator", arguments + shape.coordinatorArguments)
+    }
+
+    func startWorker(_ name: String) throws {
+        let control =
+            try controlProxies[name]
+            ?? FaultProxy(seed: seed &+ UInt64(controlProxies.count)) { [controlPort] in controlPort }
+        controlProxies[name] = control
+        var arguments = [
+            "--supervised", "--name", name, "--model", Paths.model, "--coordinator", "127.0.0.1:\(control.port)",
+            "--relay", "127.0.0.1:\(relayPort)", "--threads", "1", "--blocks", "512",
+        ]
+        if name.hasPrefix("prefill") {
+            try start(name, "tandem-prefill", arguments + shape.workerArguments)
+        } else {
+            let port = try dataPorts[name] ?? Ports.free()
+            dataPorts[name] = port
+            let pages = try pageProxies[name] ?? FaultProxy(seed: seed &+ 1000 &+ UInt64(pageProxies.count)) { port }
+            pageProxies[name] = pages
+            arguments += ["--data-port", "\(port)", "--advertise", "127.0.0.1:\(pages.port)"]
+            if name.hasPrefix("mixed") { arguments += ["--role", "mixed"] }
+            try start(name, "tandem-decode", arguments + shape.workerArguments)
+        }
+    }
+
+    private func start(_ name: String, _ program: String, _ arguments: [String]) throws {
+        programs[name] = try Program(
+            path: Paths.products.appendingPathComponent(program), arguments: arguments,
+            log: folder.appendingPathComponent("\(name).log"))
+    }
+
+    func signal(_ name: String, _ number: Int32) { programs[name]?.signal(number) }
+
+    /// `kill -9`, and waits until the kernel has done it.
+    func kill(_ name: String) {
+        programs[name]?.signal(SIGKILL)
+        programs[name]?.waitUntilExit()
+    }
+
+    func isRunning(_ name: String) -> Bool { programs[name]?.isRunning ?? false }
+
+    private func tearDown() {
+        for program in programs.values {
+            program.signal(SIGCONT)
+            program.signal(SIGKILL)
+        }
+        for program in programs.values { program.waitUntilExit() }
+        for proxy in Array(controlProxies.values) + Array(pageProxies.values) { proxy.stop() }
+        try? FileManager.default.removeItem(at: folder)
+    }
+
+    func logTails() -> String {
+        (["coordinator"] + workerNames).map { name in
+            let text = (try? String(contentsOf: folder.appendingPathComponent("\(name).log"), encoding: .utf8)) ?? ""
+            return "--- \(name)\n" + text.split(separator: "\n").suffix(12).joined(separator: "\n")
+        }.joined(separator: "\n")
+    }
+
+    // MARK: Waiting
+
+    func waitUntilReady() async throws {
+        let wanted = workerNames.count
+        try await wait("\(wanted) workers ready") { [self] in
+            guard let snapshot = try? await client.get("/admin/cluster") else { return false }
+            let ready = snapshot["workers"]?.arrayValue?.filter { $0["state"]?.stringValue == "ready" }
+            return ready?.count == wanted
+        }
+    }
+
+    /// Every block of every worker is free or evictable: nothing leaked (invariant I3).
+    func waitUntilPagesAreBack() async throws {
+        try await wait("all pages back in their pools") { [self] in
+            guard let snapshot = try? await client.get("/admin/cluster"),
+                let workers = snapshot["workers"]?.arrayValue, !workers.isEmpty
+            else { return false }
+            return workers.allSatisfy { worker in
+                let blocks = worker["load"]?["blocks"]
+                func count(_ name: String) -> Int { blocks?[name]?.intValue ?? -1 }
+                return count("total") == 512 && count("free") + count("evictable") == 512
+            }
+        }
+    }
+
+    func wait(_ what: String, within limit: Duration = TestCluster.readyWithin, until done: () async -> Bool)
+        async throws
+    {
+        let deadline = ContinuousClock.now + limit
+        while ContinuousClock.now < deadline {
+            if await done() { return }
+            try await Task.sleep(for: .milliseconds(20))
+        }
+        throw TestFailure("seed \(seed): \(what): not within \(limit)")
+    }
+
+    var client: TestClient { TestClient(port: httpPort) }
+}
+
+struct TestFailure: Error, CustomStringConvertible {
+    var description: String
+
+    init(_ description: String) { self.description = description }
+}
+
+/// One child process whose standard input is held open, as the supervisor does it.
+private final class Program {
+    private let process = Process()
+    private let lifeline = Pipe()
+
+    init(path: URL, arguments: [String], log: URL) throws {
+        if !FileManager.default.fileExists(atPath: log.path) {
+            FileManager.default.createFile(atPath: log.path, contents: nil)
+        }
+        let output = try FileHandle(forWritingTo: log)
+        try output.seekToEnd()
+        process.executableURL = path
+        process.arguments = arguments
+        process.environment = ProcessInfo.processInfo.environment.merging(["SWIFT_BACKTRACE": "enable=no"]) { $1 }
+        process.standardInput = lifeline
+        process.standardOutput = output
+        process.standardError = output
+        try process.run()
+    }
+
+    var isRunning: Bool { process.isRunning }
+    func signal(_ number: Int32) { if process.isRunning { Glibc.kill(process.processIdentifier, number) } }
+    func waitUntilExit() { process.waitUntilExit() }
+}
+
+enum Paths {
+    static let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        .deletingLastPathComponent()
+    static let model = repository.appendingPathComponent("cluster/models/tandem-stories-5m").path
+    /// Where the build put the programs: beside the test bundle.
+    static let products = Bundle.main.bundleURL
+}
+
+enum Ports {
+    /// A loopback port that nobody uses now.
+    static func free() throws -> UInt16 {
+        let proxy = try FaultProxy(seed: 0) { nil }
+        defer { proxy.stop() }
+        return proxy.port
+    }
+}
