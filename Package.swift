@@ -47,8 +47,8 @@ let drivers: [Target] = [
         name: "FrontDoor",
         dependencies: [
             "ServingTypes", "BoundedJSON", "Messages", "CoordinatorCore", "ServingMetrics", "Tokenization", "ChatTemplate",
-            "HTTPSession", .product(name: "NIOHTTP1", package: "swift-nio"),
-            .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            "HTTPSession", .product(name: "Crypto", package: "swift-crypto"),
+            .product(name: "NIOHTTP1", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
         ] + nio),
     .target(name: "Ledger", dependencies: ["ServingTypes", .product(name: "GRDB", package: "GRDB.swift")]),
     .target(
@@ -88,6 +88,8 @@ let tests: [Target] = [
         name: "TokenizationTests", dependencies: ["Tokenization", "BoundedJSON", "ServingTypes"], exclude: ["Fixtures"]),
     .testTarget(
         name: "ChatTemplateTests", dependencies: ["ChatTemplate", "BoundedJSON", "ServingTypes"], exclude: ["Fixtures"]),
+    .testTarget(name: "KVPagingTests", dependencies: ["KVPaging", "Messages", "ServingTypes"]),
+    .testTarget(name: "PrefillCoreTests", dependencies: ["PrefillCore", "KVPaging", "Messages", "ServingTypes"]),
     .testTarget(name: "SchedulingTests", dependencies: ["Scheduling", "ServingTypes"]),
     .testTarget(name: "ServingMetricsTests", dependencies: ["ServingMetrics", "ServingTypes"]),
     .testTarget(
@@ -110,7 +112,8 @@ let tests: [Target] = [
         name: "FrontDoorTests",
         dependencies: [
             "FrontDoor", "CoordinatorCore", "Messages", "BoundedJSON", "Tokenization", "ChatTemplate", "ServingTypes",
-            .product(name: "NIOHTTP1", package: "swift-nio"),
+            "HTTPSession", .product(name: "NIOHTTP1", package: "swift-nio"),
+            .product(name: "NIOEmbedded", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
         ] + nio),
     .testTarget(name: "LedgerTests", dependencies: ["Ledger", "ServingTypes"]),
     .testTarget(name: "LocalSupervisorTests", dependencies: ["LocalSupervisor", "ServingTypes"]),

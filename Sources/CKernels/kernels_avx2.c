@@ -62,13 +62,14 @@ INLINE __m128 reduce_columns(__m128 a, __m128 b, __m128 c, __m128 d) {
     return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
 }
 
-/// One register tile of `rows` x `columns` outputs (both known when compiled).
+/// One register tile of `rows` x `columns` outputs (both known when compiled). `ahead` bytes further on
+/// lie the columns that come next; 0 where they were asked for before.
 INLINE void tile(
     float *y,           // [rows][y_stride]
     const float *x,     // [rows][in]
     const uint8_t *w,   // [columns][in] of element
     const float *bias,  // [columns] or null
-    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride) {
+    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride, size_t ahead) {
     __m256 sums[ROWS][COLUMNS];
     const size_t w_stride = in * element_bytes(element);
     UNROLL for (size_t r = 0; r < rows; r++) UNROLL for (size_t c = 0; c < columns; c++)
@@ -79,6 +80,8 @@ INLINE void tile(
         UNROLL for (size_t r = 0; r < rows; r++) row[r] = _mm256_loadu_ps(x + r * in + i);
         UNROLL for (size_t c = 0; c < columns; c++) {
             __m256 column = load(w + c * w_stride, element, i);
+            if (ahead != 0)
+                _mm_prefetch((const char *)(w + ahead + c * w_stride + i * element_bytes(element)), _MM_HINT_T0);
             UNROLL for (size_t r = 0; r < rows; r++) sums[r][c] = _mm256_fmadd_ps(row[r], column, sums[r][c]);
         }
     }
@@ -102,11 +105,11 @@ INLINE void tile(
 
 INLINE void tile_rows(
     float *y, const float *x, const uint8_t *w, const float *bias, const tk_element element, size_t rows,
-    const size_t columns, size_t in, size_t y_stride) {
+    const size_t columns, size_t in, size_t y_stride, size_t ahead) {
     switch (rows) {
-    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride); return;
-    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride); return;
-    default: tile(y, x, w, bias, element, 3, columns, in, y_stride); return;
+    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride, ahead); return;
+    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride, ahead); return;
+    default: tile(y, x, w, bias, element, 3, columns, in, y_stride, ahead); return;
     }
 }
 
@@ -120,12 +123,13 @@ INLINE void matmul_of(
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), COLUMNS, in, y_stride);
+                    min_size(ROWS, end - r), COLUMNS, in, y_stride,
+                    r == start && o + 2 * COLUMNS <= out ? COLUMNS * w_stride : 0);
         for (; o < out; o++)
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), 1, in, y_stride);
+                    min_size(ROWS, end - r), 1, in, y_stride, 0);
     }
 }
 
@@ -246,7 +250,9 @@ static float exp_shifted(float *y, const float *x, float shift, float scale, siz
     __m256 sums = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += LANES) {
         __m256 v = _mm256_mul_ps(_mm256_sub_ps(load_first(x, TK_F32, i, n - i), shifts), scales);
-        v = keep_range(exponential(v), 0, n - i);
+        // Not less than, or not a number: what underflows is 0, not the clamp's smallest number.
+        __m256 kept = _mm256_cmp_ps(v, _mm256_set1_ps(-87.3f), _CMP_NLT_UQ);
+        v = keep_range(_mm256_and_ps(exponential(v), kept), 0, n - i);
         sums = _mm256_add_ps(sums, v);
         store_first(y + i, v, n - i);
     }

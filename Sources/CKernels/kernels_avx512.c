@@ -61,13 +61,14 @@ INLINE __m128 reduce_columns(__m128 a, __m128 b, __m128 c, __m128 d) {
     return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
 }
 
-/// One register tile of `rows` x `columns` outputs (both known when compiled).
+/// One register tile of `rows` x `columns` outputs (both known when compiled). `ahead` bytes further on
+/// lie the columns that come next; 0 where they were asked for before.
 INLINE void tile(
     float *y,           // [rows][y_stride]
     const float *x,     // [rows][in]
     const uint8_t *w,   // [columns][in] of element
     const float *bias,  // [columns] or null
-    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride) {
+    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride, size_t ahead) {
     __m512 sums[ROWS][COLUMNS];
     const size_t w_stride = in * element_bytes(element);
     UNROLL for (size_t r = 0; r < rows; r++) UNROLL for (size_t c = 0; c < columns; c++)
@@ -76,6 +77,9 @@ INLINE void tile(
     for (; i + LANES <= in; i += LANES) {
         __m512 column[COLUMNS];
         UNROLL for (size_t c = 0; c < columns; c++) column[c] = load(w + c * w_stride, element, i);
+        if (ahead != 0)
+            UNROLL for (size_t c = 0; c < columns; c++)
+                _mm_prefetch((const char *)(w + ahead + c * w_stride + i * element_bytes(element)), _MM_HINT_T0);
         UNROLL for (size_t r = 0; r < rows; r++) {
             __m512 row = _mm512_loadu_ps(x + r * in + i);
             UNROLL for (size_t c = 0; c < columns; c++) sums[r][c] = _mm512_fmadd_ps(row, column[c], sums[r][c]);
@@ -103,14 +107,14 @@ INLINE void tile(
 
 INLINE void tile_rows(
     float *y, const float *x, const uint8_t *w, const float *bias, const tk_element element, size_t rows,
-    const size_t columns, size_t in, size_t y_stride) {
+    const size_t columns, size_t in, size_t y_stride, size_t ahead) {
     switch (rows) {
-    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride); return;
-    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride); return;
-    case 3: tile(y, x, w, bias, element, 3, columns, in, y_stride); return;
-    case 4: tile(y, x, w, bias, element, 4, columns, in, y_stride); return;
-    case 5: tile(y, x, w, bias, element, 5, columns, in, y_stride); return;
-    default: tile(y, x, w, bias, element, 6, columns, in, y_stride); return;
+    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride, ahead); return;
+    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride, ahead); return;
+    case 3: tile(y, x, w, bias, element, 3, columns, in, y_stride, ahead); return;
+    case 4: tile(y, x, w, bias, element, 4, columns, in, y_stride, ahead); return;
+    case 5: tile(y, x, w, bias, element, 5, columns, in, y_stride, ahead); return;
+    default: tile(y, x, w, bias, element, 6, columns, in, y_stride, ahead); return;
     }
 }
 
@@ -124,12 +128,13 @@ INLINE void matmul_of(
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), COLUMNS, in, y_stride);
+                    min_size(ROWS, end - r), COLUMNS, in, y_stride,
+                    r == start && o + 2 * COLUMNS <= out ? COLUMNS * w_stride : 0);
         for (; o < out; o++)
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), 1, in, y_stride);
+                    min_size(ROWS, end - r), 1, in, y_stride, 0);
     }
 }
 
@@ -256,7 +261,9 @@ static float exp_shifted(float *y, const float *x, float shift, float scale, siz
     __m512 sums = _mm512_setzero_ps();
     FOR_LANES(i, mask, n) {
         __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), shifts), scales);
-        v = _mm512_maskz_mov_ps(mask, exponential(v));
+        // Not less than, or not a number: what underflows is 0, not the clamp's smallest number.
+        __mmask16 kept = _mm512_mask_cmp_ps_mask(mask, v, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
+        v = _mm512_maskz_mov_ps(kept, exponential(v));
         sums = _mm512_add_ps(sums, v);
         _mm512_mask_storeu_ps(y + i, mask, v);
     }

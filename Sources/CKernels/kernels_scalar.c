@@ -98,7 +98,8 @@ static void narrow(void *y, const float *x, tk_element element, size_t n) {
 static float exp_shifted(float *y, const float *x, float shift, float scale, size_t n) {
     float lanes[LANES] = {0};
     for (size_t i = 0; i < n; i++) {
-        y[i] = expf((x[i] - shift) * scale);
+        float power = (x[i] - shift) * scale;
+        y[i] = power < -87.3f ? 0 : expf(power);  // as the vector tables have it
         lanes[i % LANES] += y[i];
     }
     return reduce(lanes);

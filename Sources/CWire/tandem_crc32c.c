@@ -135,6 +135,7 @@ uint32_t tandem_crc32c_portable(uint32_t seed, const void *bytes, size_t count) 
 }
 
 uint32_t tandem_crc32c_combine(uint32_t crc_a, uint32_t crc_b, uint64_t count_b) {
+    if (crc_a == 0) return crc_b;
     pthread_once(&once, prepare);
     return multiply(shift_of(count_b), crc_a) ^ crc_b;
 }

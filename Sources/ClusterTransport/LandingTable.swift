@@ -92,28 +92,25 @@ final class LandingTable: Sendable {
         }
     }
 
-    /// Judges a slice whose range lies within its page.
+    /// Judges a slice whose range lies within its page. Changes are made in place: a copy of a long
+    /// transfer's table for every slice would cost more than the slice.
     func enter(_ push: PagePush, link: UInt64, source: WorkerRef) -> Permission {
         entries.change { entries in
-            guard var entry = entries[push.transfer], var page = entry.pages[push.block] else {
-                return .refuse(.noSlot)
+            guard let landing = entries[push.transfer]?.landing,
+                var page = entries[push.transfer]?.pages[push.block]
+            else { return .refuse(.noSlot) }
+            guard landing.source == source else {
+                return .refuse(landing.source.id == source.id ? .staleEpoch : .noSlot)
             }
-            guard entry.landing.source == source else {
-                return .refuse(entry.landing.source.id == source.id ? .staleEpoch : .noSlot)
-            }
-            guard !entry.landing.closed.load(ordering: .relaxed) else { return .refuse(.cancelled) }
+            guard !landing.closed.load(ordering: .relaxed) else { return .refuse(.cancelled) }
             if let other = page.inside { return .busy(link: other) }
             let decision = Self.judge(&page, push, link: link)
-            guard case .write = decision else {
-                entry.pages[push.block] = page
-                entries[push.transfer] = entry
-                return decision.permission(entry.landing, page.slot)
+            if case .write = decision {
+                page.inside = link
+                entries[push.transfer]?.threadsInside += 1
             }
-            page.inside = link
-            entry.pages[push.block] = page
-            entry.threadsInside += 1
-            entries[push.transfer] = entry
-            return .write(entry.landing, page.slot)
+            entries[push.transfer]?.pages[push.block] = page
+            return decision.permission(landing, page.slot)
         }
     }
 
@@ -150,36 +147,40 @@ final class LandingTable: Sendable {
     /// nil if they did not all come.
     func finish(_ push: PagePush, link: UInt64, crc: UInt32?) -> Outcome {
         entries.change { entries in
-            guard let entry = entries[push.transfer], var page = entry.pages[push.block] else {
-                return .refused(.noSlot)
-            }
-            defer { entries[push.transfer]?.pages[push.block] = page }
-            guard !entry.landing.closed.load(ordering: .relaxed) else { return .refused(.cancelled) }
-            guard let crc, case .filling(_, let offset, let before) = page.progress else {
-                page.progress = .waiting
-                return .refused(.cancelled)
-            }
-            guard crc == push.payloadCRC else {
-                page.progress = .skipping(link: link)
-                return .refused(.checksum)
-            }
-            let whole = CRC32C.combine(before, crc, count: Int(push.payloadBytes))
-            let end = offset + push.payloadBytes
-            page.progress = end == push.pageBytes ? .landed : .filling(link: link, offset: end, crc: whole)
-            return end == push.pageBytes ? .landed(whole) : .more
+            guard let landing = entries[push.transfer]?.landing,
+                let progress = entries[push.transfer]?.pages[push.block]?.progress
+            else { return .refused(.noSlot) }
+            guard !landing.closed.load(ordering: .relaxed) else { return .refused(.cancelled) }
+            let (next, outcome) = Self.judge(progress, push, link: link, crc: crc)
+            entries[push.transfer]?.pages[push.block]?.progress = next
+            return outcome
         }
+    }
+
+    private static func judge(_ progress: Progress, _ push: PagePush, link: UInt64, crc: UInt32?) -> (
+        next: Progress, outcome: Outcome
+    ) {
+        guard let crc, case .filling(_, let offset, let before) = progress else {
+            return (.waiting, .refused(.cancelled))
+        }
+        guard crc == push.payloadCRC else { return (.skipping(link: link), .refused(.checksum)) }
+        let whole = CRC32C.combine(before, crc, count: Int(push.payloadBytes))
+        let end = offset + push.payloadBytes
+        if end == push.pageBytes { return (.landed, .landed(whole)) }
+        return (.filling(link: link, offset: end, crc: whole), .more)
     }
 
     /// The thread is out of the slot. True if this was the last one of a closed transfer: the caller
     /// reports the release.
     func leave(_ push: PagePush) -> Bool {
         entries.change { entries in
-            guard var entry = entries[push.transfer] else { return false }
-            entry.pages[push.block]?.inside = nil
-            entry.threadsInside -= 1
-            let released = entry.threadsInside == 0 && entry.landing.closed.load(ordering: .relaxed)
-            entries[push.transfer] = released ? nil : entry
-            return released
+            entries[push.transfer]?.pages[push.block]?.inside = nil
+            entries[push.transfer]?.threadsInside -= 1
+            guard let entry = entries[push.transfer], entry.threadsInside == 0,
+                entry.landing.closed.load(ordering: .relaxed)
+            else { return false }
+            entries[push.transfer] = nil
+            return true
         }
     }
 

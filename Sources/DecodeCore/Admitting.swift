@@ -12,7 +12,8 @@ extension DecodeWorkerCore {
         if let job = jobs[transfer], case .landing(let landing) = job.phase { return acknowledge(transfer, landing) }
         let lease = order.lease > .zero ? order.lease : configuration.leaseDefault
         switch admit(
-            transfer, order.tokens, order.promptTokens, order.pageIDs, order.tenant, order.sampling, computesHere: false)
+            transfer, order.tokens, order.promptTokens, order.pageIDs, order.tenant, order.sampling, computesHere: false
+        )
         {
         case .failure(let refusal):
             counters.reservationsRefused &+= 1

@@ -101,7 +101,8 @@ public struct DecodeWorkerCore: Sendable {
         case .setRunning(let plan): apply(plan)
         case .cancel(let order): cancel(order.transfer)
         case .leaseRenew(let renewal): renew(renewal.transfer, from: nil)
-        case .hello, .helloAck, .register, .kvEvent, .drainDone, .reserveAck, .reserveNack, .startDecodeAck, .tokenSteps,
+        case .hello, .helloAck, .register, .kvEvent, .drainDone, .reserveAck, .reserveNack, .startDecodeAck,
+            .tokenSteps,
             .assignPrefill, .assignAck, .assignNack, .prefillProgress, .prefillDone, .pageOffer, .pageWant, .pagePush,
             .pageAck, .pageNack, .credit, .transferEnd, .transferCommitted, .transferFailed, .cancelAck:
             countStale()

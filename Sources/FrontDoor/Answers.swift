@@ -87,7 +87,8 @@ extension FrontDoor {
     private func idempotencyKey(_ head: RequestHead) throws(ServingError) -> String? {
         guard let key = head.headers["idempotency-key"] else { return nil }
         guard (1...255).contains(key.utf8.count), key.utf8.allSatisfy({ (0x20...0x7E).contains($0) }) else {
-            throw .invalid("idempotency-key", "has \(key.utf8.count) bytes; it must be 1 to 255 visible ASCII characters")
+            throw .invalid(
+                "idempotency-key", "has \(key.utf8.count) bytes; it must be 1 to 255 visible ASCII characters")
         }
         return key
     }
@@ -230,7 +231,8 @@ extension FrontDoor {
         guard let text = head.query(name) else { return nil }
         guard let number = Int(text), range.contains(number) else {
             throw .invalid(
-                name, "is \(quotedForPeople(text)); it must be an integer from \(range.lowerBound) to \(range.upperBound)")
+                name,
+                "is \(quotedForPeople(text)); it must be an integer from \(range.lowerBound) to \(range.upperBound)")
         }
         return number
     }
@@ -274,7 +276,8 @@ extension FrontDoor {
             exchange.respond(["status": "unavailable", "reason": .string(why)], status: 503, headers: headers)
         case .draining:
             let headers: HeaderList = ["retry-after": "5"]
-            exchange.respond(["status": "draining", "reason": "The server is draining."], status: 503, headers: headers)
+            exchange.respond(
+                ["status": "draining", "reason": "The server is draining."], status: 503, headers: headers)
         }
     }
 

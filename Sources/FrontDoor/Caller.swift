@@ -56,7 +56,8 @@ struct Doorkeeper {
         guard lawful, (1...Self.tenantNameBytesMax).contains(name.utf8.count) else {
             throw .invalid(
                 "x-tandem-tenant",
-                "is \(quotedForPeople(name)); it must be 1 to \(Self.tenantNameBytesMax) letters, digits, '.', '_', '-'")
+                "is \(quotedForPeople(name)); it must be 1 to \(Self.tenantNameBytesMax) letters, digits, '.', '_', '-'"
+            )
         }
         return TenantID(name)
     }

@@ -79,7 +79,8 @@ struct ErrorBody {
         return ErrorBody(
             status: 413,
             ServingError(
-                ServingError.Code("request_too_large"), "The body \(size); the limit is \(limit) bytes.", field: "body"))
+                ServingError.Code("request_too_large"), "The body \(size); the limit is \(limit) bytes.", field: "body")
+        )
     }
 
     static func wrongMediaType(_ value: String) -> ErrorBody {

@@ -176,7 +176,9 @@ final class Exchange {
     /// Starts a stream of server-sent events.
     func openEvents(headers: HeaderList) {
         guard response == .none else { return }
-        var all: HeaderList = ["content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"]
+        var all: HeaderList = [
+            "content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no",
+        ]
         all.add(contentsOf: headers)
         isEventStream = true
         start(status: 200, headers: all)
@@ -259,7 +261,9 @@ final class Exchange {
             writer.reset()
             return complete()
         }
-        if pending.readableBytes == 0, isEventStream, response == .open, silence >= limits.pingEvery.amount { sendPing() }
+        if pending.readableBytes == 0, isEventStream, response == .open, silence >= limits.pingEvery.amount {
+            sendPing()
+        }
         armTimer()
     }
 

@@ -129,7 +129,8 @@ final class Generation: ExchangeHandler {
 
     private func openIfAdmitted() {
         let expected = prompts.count * request.n
-        guard state == .admitting, choices.count == expected, choices.allSatisfy(\.isAdmitted), let first = choices.first
+        guard state == .admitting, choices.count == expected, choices.allSatisfy(\.isAdmitted),
+            let first = choices.first
         else { return }
         state = .answering
         shape.id = ResponseShape.id(request.kind, job: first.job)
@@ -270,8 +271,9 @@ final class Generation: ExchangeHandler {
 
     func clientLeft() {
         guard state != .over else { return }
-        // A detached job goes on, and somebody must go on looking for its stop strings.
-        if !record.detached || request.stopStrings.isEmpty { leaveJobs() }
+        // A job that is detached or has a key goes on, and somebody must go on looking for its stop strings.
+        let goesOn = record.detached || idempotencyKey != nil
+        if !goesOn || request.stopStrings.isEmpty { leaveJobs() }
         over()
     }
 

@@ -220,7 +220,8 @@ struct GenerationRequestParser {
         }
         for text in request.stopStrings where !(1...SamplingLimits.stopStringBytesMax).contains(text.utf8.count) {
             throw .invalid(
-                "stop", "has a string of \(text.utf8.count) bytes; it must have from 1 to \(SamplingLimits.stopStringBytesMax)")
+                "stop",
+                "has a string of \(text.utf8.count) bytes; it must have from 1 to \(SamplingLimits.stopStringBytesMax)")
         }
         var stopTokens: [TokenID] = []
         if let values = try fields.array("stop_token_ids", countMax: SamplingLimits.stopTokensMax) {
@@ -298,7 +299,9 @@ struct GenerationRequestParser {
 
     /// Also what `/tokenize` reads where it is given messages.
     func chatPrompt(_ fields: inout FieldReader) throws(ServingError) -> ChatPrompt {
-        guard let values = try fields.array("messages", countMax: limits.messagesMax) else { throw .missing("messages") }
+        guard let values = try fields.array("messages", countMax: limits.messagesMax) else {
+            throw .missing("messages")
+        }
         guard !values.isEmpty else { throw .invalid("messages", "is empty; it must have at least one message") }
         var prompt = ChatPrompt(messages: [])
         for (index, value) in values.enumerated() {

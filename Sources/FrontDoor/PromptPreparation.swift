@@ -53,7 +53,8 @@ struct PromptPreparation: Sendable {
             return try template.render(variables, now: now)
         } catch {
             // A template refuses messages (their order, their roles) by raising: the request is at fault.
-            throw ServingError(.invalidValue, "The chat template refused 'messages': \(error.message)", field: "messages")
+            throw ServingError(
+                .invalidValue, "The chat template refused 'messages': \(error.message)", field: "messages")
         }
     }
 }

@@ -41,24 +41,28 @@ struct ResponseShape {
 
     /// The first chunk of a chat's choice: whose turn it is.
     func roleChunk(index: Int, usage: UsageReport?) -> String {
-        chunk([
-            "index": .integer(Int64(index)), "delta": ["role": "assistant", "content": ""], "logprobs": nil,
-            "finish_reason": nil,
-        ], usage: usage)
+        chunk(
+            [
+                "index": .integer(Int64(index)), "delta": ["role": "assistant", "content": ""], "logprobs": nil,
+                "finish_reason": nil,
+            ], usage: usage)
     }
 
     func textChunk(index: Int, text: String, entries: [ChoiceText.Entry], usage: UsageReport?) -> String {
         let content: JSONValue = .string(text)
         return switch kind {
         case .chat:
-            chunk([
-                "index": .integer(Int64(index)), "delta": ["content": content], "logprobs": logprobs(entries),
-                "finish_reason": nil,
-            ], usage: usage)
+            chunk(
+                [
+                    "index": .integer(Int64(index)), "delta": ["content": content], "logprobs": logprobs(entries),
+                    "finish_reason": nil,
+                ], usage: usage)
         case .completion:
-            chunk([
-                "index": .integer(Int64(index)), "text": content, "logprobs": logprobs(entries), "finish_reason": nil,
-            ], usage: usage)
+            chunk(
+                [
+                    "index": .integer(Int64(index)), "text": content, "logprobs": logprobs(entries),
+                    "finish_reason": nil,
+                ], usage: usage)
         }
     }
 

@@ -212,7 +212,9 @@ public struct BlockPool: Sendable {
 
     private func auditFree() -> String? {
         if Set(freeSlots).count != freeSlots.count { return "the free list holds a slot twice" }
-        for slot in freeSlots where state(of: slot) != .free { return "slot \(slot) on the free list is \(state(of: slot))" }
+        for slot in freeSlots where state(of: slot) != .free {
+            return "slot \(slot) on the free list is \(state(of: slot))"
+        }
         return freeSlots.count == tally.free ? nil : "\(tally.free) slots are free, the list has \(freeSlots.count)"
     }
 
@@ -235,7 +237,9 @@ public struct BlockPool: Sendable {
                 continue
             }
             named += 1
-            if slot.state != .committed && slot.state != .evictable { return "slot \(index) is named and \(slot.state)" }
+            if slot.state != .committed && slot.state != .evictable {
+                return "slot \(index) is named and \(slot.state)"
+            }
             if cache[page] != BlockSlot(UInt32(index)) { return "page \(page) is not indexed at slot \(index)" }
         }
         return named == cache.count ? nil : "\(cache.count) pages are indexed, \(named) slots are named"

@@ -111,7 +111,8 @@ public struct ModelFolder: Sendable {
         guard tokenizer.vocabularySize <= spec.vocabularySize else {
             throw fileFault(
                 tokenizerFile,
-                "has token ids up to \(tokenizer.vocabularySize - 1), and config.json's vocab_size is \(spec.vocabularySize)",
+                "has token ids up to \(tokenizer.vocabularySize - 1), and config.json's vocab_size is "
+                    + "\(spec.vocabularySize)",
                 field: "vocab_size")
         }
         return tokenizer

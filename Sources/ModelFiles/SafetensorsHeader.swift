@@ -213,7 +213,8 @@ struct SafetensorsHeader: Sendable {
                 let kind = tensor.range.lowerBound < end ? "overlaps the tensor before it" : "leaves a gap before it"
                 throw fileFault(
                     file,
-                    "tensor \(shown(tensor.name)) begins at byte \(tensor.range.lowerBound - dataStart), not \(end - dataStart), and \(kind)",
+                    "tensor \(shown(tensor.name)) begins at byte \(tensor.range.lowerBound - dataStart), "
+                        + "not \(end - dataStart), and \(kind)",
                     field: tensor.name)
             }
             end = tensor.range.upperBound

@@ -37,7 +37,8 @@ public final class SafetensorsWeights: TensorSource {
         guard let type = Self.elementType(entry.tensor.type) else {
             throw fileFault(
                 file.name,
-                "tensor \(shown(name)) has the dtype \(entry.tensor.type.rawValue), and only F32, F16 and BF16 are read",
+                "tensor \(shown(name)) has the dtype \(entry.tensor.type.rawValue), "
+                    + "and only F32, F16 and BF16 are read",
                 field: name, code: .unsupported)
         }
         guard let start = UnsafeRawBufferPointer(rebasing: file.bytes[entry.tensor.range]).baseAddress else {

@@ -96,14 +96,15 @@ public struct Sampler: Sendable {
         guard parameters.temperature > 0, parameters.topK != 1, logits[best].isFinite else { return best }
         let inverse = 1 / parameters.temperature
         guard inverse.isFinite, let target = scratch.baseAddress, let source = logits.baseAddress else { return best }
-        let sum = kernels.table.pointee.exp_shifted(target, source, logits[best], inverse, logits.count)
-        let weights = UnsafeBufferPointer(start: target, count: logits.count)
+        _ = kernels.table.pointee.exp_shifted(target, source, logits[best], inverse, logits.count)
+        let weights = UnsafeMutableBufferPointer(start: target, count: logits.count)
         let draw = Self.uniform(seed: parameters.seed, position: request.promptTokens + request.outputTokens)
-        let truncates = parameters.topP < 1 || (parameters.topK > 0 && parameters.topK < logits.count)
-        if !truncates && parameters.minP <= 0 { return pick(weights, draw) ?? best }
-        var kept = candidates(weights, parameters, total: sum)
-        if truncates { truncate(&kept, parameters) }
-        return pick(kept, draw) ?? best
+        if parameters.topK > 0, parameters.topK < logits.count {
+            return pick(bestCandidates(weights, parameters), draw) ?? best
+        }
+        if parameters.minP > 0 { drop(weights) { $0 < parameters.minP } }
+        if parameters.topP < 1 { dropOutsideNucleus(weights, parameters.topP) }
+        return pick(weights, draw) ?? best
     }
 
     private func largest(_ logits: UnsafeMutableBufferPointer<Float>) -> Int {
@@ -123,29 +124,27 @@ public struct Sampler: Sendable {
         }
     }
 
-    /// Tokens that min-p keeps and that top-k and top-p can still keep, by ascending token.
-    private func candidates(
-        _ weights: UnsafeBufferPointer<Float>, _ parameters: SamplingParameters, total: Float
+    /// At most top-k tokens that min-p and top-p keep, best first.
+    private func bestCandidates(
+        _ weights: UnsafeMutableBufferPointer<Float>, _ parameters: SamplingParameters
     ) -> [Candidate] {
-        if parameters.topK > 0, parameters.topK <= SamplerLimits.heapMax, parameters.topK < weights.count {
-            return largestWeights(weights, parameters.topK, atLeast: parameters.minP)
+        var kept = largestWeights(weights, parameters.topK, atLeast: parameters.minP)
+        kept.sort()
+        guard parameters.topP < 1 else { return kept }
+        let wanted = Double(parameters.topP) * kept.reduce(0.0) { $0 + Double($1.weight) }
+        var sum = 0.0
+        let last = kept.firstIndex { candidate in
+            sum += Double(candidate.weight)
+            return sum >= wanted
         }
-        // Tokens below this weight sum to less than 1 - p of all, so no nucleus needs them.
-        var floor = parameters.minP
-        if parameters.topK <= 0 || parameters.topK >= weights.count, parameters.topP < 1, parameters.minP <= 0 {
-            floor = (1 - parameters.topP) * total / Float(weights.count) * 0.5
-        }
-        var kept: [Candidate] = []
-        for index in weights.indices where weights[index] >= floor && weights[index] > 0 {
-            kept.append(Candidate(token: index, weight: weights[index]))
-        }
-        return kept
+        return last.map { Array(kept[...$0]) } ?? kept
     }
 
     /// The k best at or above a floor, in no order: a heap whose root is the worst of them.
-    private func largestWeights(_ weights: UnsafeBufferPointer<Float>, _ k: Int, atLeast floor: Float) -> [Candidate] {
+    private func largestWeights(
+        _ weights: UnsafeMutableBufferPointer<Float>, _ k: Int, atLeast floor: Float
+    ) -> [Candidate] {
         var heap: [Candidate] = []
-        heap.reserveCapacity(k)
         for index in weights.indices where weights[index] >= floor && weights[index] > 0 {
             let candidate = Candidate(token: index, weight: weights[index])
             if heap.count < k {
@@ -180,19 +179,37 @@ public struct Sampler: Sendable {
         }
     }
 
-    /// Sorts best first, keeps k, then the shortest prefix whose share of those reaches p.
-    private func truncate(_ kept: inout [Candidate], _ parameters: SamplingParameters) {
-        kept.sort()
-        if parameters.topK > 0, kept.count > parameters.topK { kept.removeLast(kept.count - parameters.topK) }
-        guard parameters.topP < 1 else { return }
-        let wanted = Double(parameters.topP) * kept.reduce(0.0) { $0 + Double($1.weight) }
-        var sum = 0.0
-        for index in kept.indices {
-            sum += Double(kept[index].weight)
-            if sum >= wanted {
-                kept.removeLast(kept.count - index - 1)
-                return
+    private func drop(_ weights: UnsafeMutableBufferPointer<Float>, where isDropped: (Float) -> Bool) {
+        for index in weights.indices where isDropped(weights[index]) { weights[index] = 0 }
+    }
+
+    /// Zeroes what lies outside the smallest set of best tokens whose share reaches p, without
+    /// sorting them all: weights of equal upper bits form a bin, and only the bin on the border is sorted.
+    private func dropOutsideNucleus(_ weights: UnsafeMutableBufferPointer<Float>, _ p: Float) {
+        var sums = [Double](repeating: 0, count: SamplerLimits.bins)
+        var total = 0.0
+        for weight in weights {
+            sums[SamplerLimits.bin(weight)] += Double(weight)
+            total += Double(weight)
+        }
+        let wanted = Double(p) * total
+        var above = 0.0
+        var border = sums.count - 1
+        while border > 0, above + sums[border] < wanted {
+            above += sums[border]
+            border -= 1
+        }
+        var onBorder: [Candidate] = []
+        for index in weights.indices where SamplerLimits.bin(weights[index]) <= border {
+            if SamplerLimits.bin(weights[index]) == border {
+                onBorder.append(Candidate(token: index, weight: weights[index]))
             }
+            weights[index] = 0
+        }
+        for candidate in onBorder.sorted() {
+            weights[candidate.token] = candidate.weight
+            above += Double(candidate.weight)
+            if above >= wanted { return }
         }
     }
 
@@ -207,7 +224,7 @@ public struct Sampler: Sendable {
         return kept.last?.token
     }
 
-    private func pick(_ weights: UnsafeBufferPointer<Float>, _ draw: Double) -> Int? {
+    private func pick(_ weights: UnsafeMutableBufferPointer<Float>, _ draw: Double) -> Int? {
         var total = 0.0
         for weight in weights { total += Double(weight) }
         let target = draw * total
@@ -236,8 +253,13 @@ public struct Sampler: Sendable {
 }
 
 enum SamplerLimits {
-    /// Largest top-k served by a heap; beyond it all candidates are sorted.
-    static let heapMax = 4096
+    /// Weights are in 0 ... 1; their upper 16 bits number the bins, from 2^-40 (and all below it) up.
+    static let bins = 40 * 128 + 1
+
+    static func bin(_ weight: Float) -> Int {
+        let lowest = Int(Float(0x1p-40).bitPattern >> 16)
+        return min(bins - 1, max(0, Int(weight.bitPattern >> 16) - lowest))
+    }
 }
 
 /// What is reported about the model's raw distribution, taken before logits are adjusted.

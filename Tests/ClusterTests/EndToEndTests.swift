@@ -97,8 +97,8 @@ extension ClusterSuites {
                 for (body, status, field) in cases {
                     let reply = try await cluster.client.post("/v1/completions", body)
                     #expect(reply.status == status, "\(JSON.text(reply.json))")
-                    let message = reply.json["error"]?["message"]?.stringValue ?? ""
-                    #expect(message.contains(field), "\(message)")
+                    let named = reply.json["error"]?["param"]?.stringValue ?? ""
+                    #expect(named == field, "\(JSON.text(reply.json))")
                 }
                 let done = try await cluster.client.stream("Once upon a time", maxTokens: 5, seed: 1)
                 #expect(done.finishReason == "length")

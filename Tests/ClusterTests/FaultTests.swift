@@ -30,18 +30,14 @@ struct FaultRun {
 
     /// Runs the same jobs at once; `fault` is called with the number of pieces that came so far in all.
     func run(_ tenant: String, fault: @escaping @Sendable (Int) async -> Void) async throws {
-        let pieces = Mutex(0)
+        let pieces = Tally()
         let texts = try await withThrowingTaskGroup(of: (Int, String).self) { group in
             for (index, prompt) in prompts.enumerated() {
-                group.addTask {
+                group.addTask { [cluster, maxTokens] in
                     let done = try await cluster.client.stream(
                         prompt, maxTokens: maxTokens, seed: index, tenant: tenant
                     ) { _ in
-                        let count = pieces.withLock { total in
-                            total += 1
-                            return total
-                        }
-                        await fault(count)
+                        await fault(pieces.increment())
                     }
                     return (index, done.text)
                 }
@@ -62,6 +58,18 @@ struct FaultRun {
 
     func counter(_ name: String) async throws -> Int {
         try await cluster.client.get("/admin/cluster")["counters"]?[name]?.intValue ?? -1
+    }
+}
+
+/// Counts what several tasks see.
+final class Tally: Sendable {
+    private let total = Mutex(0)
+
+    func increment() -> Int {
+        total.withLock { total in
+            total += 1
+            return total
+        }
     }
 }
 

@@ -82,6 +82,10 @@ struct FakeEngine {
     mutating func run(_ batch: StepBatch) -> StepResult {
         var outcomes: [StepOutcome] = []
         for entry in batch.entries {
+            guard !entry.tokens.isEmpty else {
+                outcomes.append(.failed(ServingError(.internalError, "\(entry.transfer) has no token to compute")))
+                continue
+            }
             for (index, token) in entry.tokens.enumerated() {
                 let position = entry.startPosition + index
                 let previous = position == 0 ? 0 : read(position - 1, entry.blockTable)

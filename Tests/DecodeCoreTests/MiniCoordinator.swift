@@ -74,7 +74,8 @@ final class MiniCoordinator {
         jobs[index].base = jobs[index].log.count
         jobs[index].lastProgress = simulation.now
         let job = jobs[index]
-        let names = simulation.random.chance(70)
+        let names =
+            simulation.random.chance(70)
             ? naming.names(of: job.tokens, blockTokens: PairSimulation.blockTokens, tenant: .anonymous) : []
         if registered.contains(.prefill), simulation.random.chance(75) {
             jobs[index].phase = .reserving
@@ -166,7 +167,8 @@ final class MiniCoordinator {
         case .kvEvent(let event): apply(event, side)
         case .reserveAck(let ack): reserved(ack)
         case .reserveNack(let nack): refused(nack.transfer, .reserving)
-        case .startDecodeAck(let reply): reply.refusal == nil ? running(reply.transfer) : refused(reply.transfer, .starting)
+        case .startDecodeAck(let reply):
+            reply.refusal == nil ? running(reply.transfer) : refused(reply.transfer, .starting)
         case .assignNack(let nack): refused(nack.transfer, .assigned)
         case .prefillDone(let done):
             if let index = index(of: done.transfer) {

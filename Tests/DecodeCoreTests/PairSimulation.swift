@@ -28,12 +28,13 @@ final class PairSimulation {
     }
 
     enum Outbound {
-        case page(TransferID, OutgoingPage)
+        /// With the bytes that the page had when it was pushed.
+        case page(TransferID, OutgoingPage, bytes: [UInt64])
         case message(TransferID, Message)
 
         var transfer: TransferID {
             switch self {
-            case .page(let transfer, _), .message(let transfer, _): transfer
+            case .page(let transfer, _, _), .message(let transfer, _): transfer
             }
         }
     }
@@ -70,12 +71,16 @@ final class PairSimulation {
     var prefillEngine: FakeEngine
     var decodeEngine: FakeEngine
     let decodeBlocks: Int
+    /// Microseconds that a page takes at most to leave, and to be written.
+    let slowness: Int
 
     var controls: [Side: ControlLink] = [.prefill: ControlLink(), .decode: ControlLink()]
     var pageLink = PageLink()
     /// The incarnation that the page link leads to.
     var pageTarget: WorkerRef?
     var boards: [TransferID: LandingBoard] = [:]
+    /// Slots of the decode step under way.
+    var computing: Set<BlockSlot> = []
     lazy var coordinator = MiniCoordinator(simulation: self)
     var events = 0
 
@@ -83,6 +88,7 @@ final class PairSimulation {
         self.seed = seed
         self.faults = faults
         random = SeededGenerator(seed: seed)
+        slowness = random.chance(50) ? 400 : 3000
         let prefillBlocks = random.within(12...24)
         decodeBlocks = random.within(12...28)
         var configuration = PrefillConfiguration(
@@ -156,7 +162,8 @@ final class PairSimulation {
 
     private func checkQuiet() {
         for (name, counts, held) in [
-            ("prefill", prefill.blockCounts, prefill.heldTransfers), ("decode", decode.blockCounts, decode.heldTransfers),
+            ("prefill", prefill.blockCounts, prefill.heldTransfers),
+            ("decode", decode.blockCounts, decode.heldTransfers),
         ] {
             if !held.isEmpty { fail("\(name) still holds \(held)") }
             if counts.available != counts.total { fail("\(name) leaks: \(counts)") }
@@ -185,7 +192,10 @@ final class PairSimulation {
             case .sendToPeer(let worker, let transfer, let message):
                 enqueue(.message(transfer, message), to: worker)
             case .pushPages(let worker, let transfer, let pages):
-                for page in pages { enqueue(.page(transfer, page), to: worker) }
+                for page in pages {
+                    let bytes = prefillEngine.pages[Int(page.slot.index)]
+                    enqueue(.page(transfer, page, bytes: bytes), to: worker)
+                }
             case .stopPushing(let worker, let transfer): stopPushing(worker, transfer)
             case .runStep(let batch):
                 after(random.within(300...2000)) {
@@ -210,19 +220,35 @@ final class PairSimulation {
             case .sendToPeer(let link, let message):
                 if link.value == UInt64(pageLink.generation) { toSource(message) }
             case .openLanding(let transfer, let source, let slots):
+                checkWriters(of: slots.map(\.slot), "\(transfer)")
+                if slots.contains(where: { computing.contains($0.slot) }) {
+                    fail("\(transfer) lands in slots that the engine is writing")
+                }
                 boards[transfer] = LandingBoard(
                     source: source, slots: Dictionary(uniqueKeysWithValues: slots.map { ($0.block, $0.slot) }))
             case .closeLanding(let transfer): closeLanding(transfer)
             case .runStep(let batch):
+                for entry in batch.entries { checkWriters(of: entry.blockTable, "the step of \(entry.transfer)") }
+                computing = Set(batch.entries.flatMap(\.blockTable))
                 let epoch = decodeRef.epoch
                 after(random.within(300...2000)) {
                     guard epoch == self.decodeRef.epoch else { return }
+                    self.computing = []
                     self.perform(decode: .stepFinished(self.decodeEngine.run(batch)))
                 }
             case .exitAfterDrain: fail("decode left")
             }
         }
         return said
+    }
+
+    /// No slot has a second user while a receiver may write it (I1).
+    private func checkWriters(of slots: [BlockSlot], _ user: String) {
+        for (transfer, board) in boards {
+            for (block, slot) in board.slots where !board.landed.contains(block) && slots.contains(slot) {
+                fail("\(user) uses slot \(slot), which block \(block) of \(transfer) may still be written to")
+            }
+        }
     }
 
     // MARK: Control links
@@ -285,7 +311,8 @@ final class PairSimulation {
         let generation = pageLink.generation
         after(random.within(100...2000)) {
             guard self.pageLink.generation == generation else { return }
-            let comesUp = worker == self.decodeRef && !(self.random.chance(self.faults.linkDropPercent) && !self.isQuiet)
+            let comesUp =
+                worker == self.decodeRef && !(self.random.chance(self.faults.linkDropPercent) && !self.isQuiet)
             if comesUp {
                 self.pageLink.isUp = true
                 self.perform(prefill: .peerUp(worker))
@@ -331,13 +358,14 @@ final class PairSimulation {
         let item = pageLink.queue.removeFirst()
         pageLink.busyWith = item.transfer
         let generation = pageLink.generation
-        after(random.within(10...600)) {
+        after(random.within(10...slowness)) {
             guard self.pageLink.generation == generation, let target = self.pageTarget else { return }
             self.pageLink.busyWith = nil
             switch item {
             case .message(_, let message): self.toTarget(message)
-            case .page(let transfer, let page):
+            case .page(let transfer, let page, let pushed):
                 let bytes = self.prefillEngine.pages[Int(page.slot.index)]
+                if bytes != pushed { self.fail("\(transfer): block \(page.block) changed while it was being sent") }
                 self.pageLeaves(transfer, page, bytes)
                 self.perform(
                     prefill: .pageSent(
@@ -391,7 +419,7 @@ final class PairSimulation {
     private func pageLeaves(_ transfer: TransferID, _ page: OutgoingPage, _ bytes: [UInt64]) {
         if random.chance(faults.pageLossPercent) { return }
         let isCorrupt = random.chance(faults.corruptPercent)
-        let takes = random.within(10...400)
+        let takes = random.within(10...slowness)
         towards(\.lastToTarget, takes: takes) {
             guard let board = self.boards[transfer], !board.isClosing, let slot = board.slots[page.block],
                 board.source == self.prefillRef
@@ -405,7 +433,9 @@ final class PairSimulation {
             self.decodeEngine.write(bytes.map { ~$0 }, to: slot)
             let generation = self.pageLink.generation
             self.queue.add(at: self.now + Int64(takes)) {
-                guard self.pageLink.generation == generation, self.boards[transfer]?.writing == page.block else { return }
+                guard self.pageLink.generation == generation, self.boards[transfer]?.writing == page.block else {
+                    return
+                }
                 self.boards[transfer]?.writing = nil
                 self.decodeEngine.write(isCorrupt ? bytes.map { $0 ^ 1 } : bytes, to: slot)
                 if self.boards[transfer]?.isClosing ?? true { return self.releaseIfClosing(transfer) }
@@ -458,6 +488,7 @@ final class PairSimulation {
         controls[.decode]?.isUp = false
         coordinator.lost(.decode)
         boards = [:]
+        computing = []
         decodeRef.epoch = Epoch(decodeRef.epoch.value + 1)
         decode = Self.makeDecode(decodeRef, decodeBlocks, &random)
         decodeEngine = FakeEngine(blockCount: decodeBlocks, blockTokens: Self.blockTokens)

@@ -68,7 +68,8 @@ import Testing
         desk.jobs.answerEverything(with: "z")
         let body = #"{"prompt":"ab"}"#
         try desk.send(
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: \(body.utf8.count)\r\n\r\n")
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: \(body.utf8.count)\r\n\r\n"
+        )
         #expect(try desk.output() == "HTTP/1.1 100 Continue\r\n\r\n")
         try desk.send(body)
         #expect(try desk.answer().status == 200)
@@ -98,7 +99,8 @@ import Testing
         Bad(
             request: "GET / HTTP/1.1\r\nhost: x\r\n" + (0..<101).map { "x\($0): a\r\n" }.joined() + "\r\n", status: 431),
         Bad(
-            request: "POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            request:
+                "POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
             status: 400),
         Bad(
             request: "POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef",
@@ -181,7 +183,8 @@ import Testing
     @Test func anUpgradeIsIgnored() throws {
         let desk = try Desk()
         try desk.send(
-            "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n\r\n")
+            "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n\r\n"
+        )
         let answer = try desk.answer()
         #expect(answer.status == 200)
         #expect(answer["connection"] == "close")

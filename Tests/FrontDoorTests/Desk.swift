@@ -14,6 +14,15 @@ enum TinyModel {
     static let word = TokenID(257)
 
     static func make(contextTokensMax: Int = 200) throws -> ServedModel {
+        var model = try shared.get()
+        model.contextTokensMax = contextTokensMax
+        return model
+    }
+
+    /// Made once: every test wants one.
+    private static let shared = Result { try build() }
+
+    private static func build() throws -> ServedModel {
         var model = TokenizerModel()
         for byte in 0..<256 {
             model.vocabulary.append(TokenizerModel.Entry(text: spelling(UInt8(byte)), id: UInt32(byte)))
@@ -24,7 +33,7 @@ enum TinyModel {
         model.addedTokens = [end]
         model.preTokenizers = [.gpt2]
         var served = ServedModel(
-            name: "tiny", contextTokensMax: contextTokensMax, vocabularySize: 258, tokenizer: try Tokenizer(model),
+            name: "tiny", contextTokensMax: 200, vocabularySize: 258, tokenizer: try Tokenizer(model),
             chatTemplate: try ChatTemplate(source: template), endTokens: [Self.end])
         served.aliases = ["org/tiny"]
         served.eosToken = "<|end|>"

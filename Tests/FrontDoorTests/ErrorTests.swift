@@ -33,7 +33,8 @@ import Testing
             says: #"'max_tokens' is "x"; it must be an integer."#),
         Row(body: #"{"prompt":"a","max_tokens":0}"#, field: "max_tokens", says: "it must be from 1 to"),
         Row(
-            body: #"{"prompt":"a","max_tokens":1.5}"#, field: "max_tokens", says: "'max_tokens' is 1.5; it must be an integer"),
+            body: #"{"prompt":"a","max_tokens":1.5}"#, field: "max_tokens",
+            says: "'max_tokens' is 1.5; it must be an integer"),
         Row(
             body: #"{"prompt":"a","max_tokens":500}"#, code: "context_length_exceeded", field: "prompt",
             says: "This model's context is 200 tokens; 'prompt' has 1 tokens and 500 for the output."),
@@ -196,7 +197,8 @@ import Testing
         ServiceRow(
             error: ServingError(.queueFull, "full", retryAfterSeconds: 3), status: 429, type: "rate_limit_error",
             retryAfter: "3"),
-        ServiceRow(error: ServingError(.rateLimited, "slow down"), status: 429, type: "rate_limit_error", retryAfter: "1"),
+        ServiceRow(
+            error: ServingError(.rateLimited, "slow down"), status: 429, type: "rate_limit_error", retryAfter: "1"),
         ServiceRow(
             error: ServingError(.noWorker, "no decode worker", retryAfterSeconds: 2), status: 503,
             type: "service_unavailable_error", retryAfter: "2"),

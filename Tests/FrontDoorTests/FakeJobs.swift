@@ -43,7 +43,8 @@ final class FakeJobs: JobService {
         if let key = submission.idempotencyKey, let known = byKey["\(submission.tenant)\n\(key)"] {
             guard known.request.digest == request.digest else {
                 return sink.failed(
-                    ServingError(.conflict, "This idempotency key belongs to another request.", field: "idempotency-key"))
+                    ServingError(
+                        .conflict, "This idempotency key belongs to another request.", field: "idempotency-key"))
             }
             return follow(known, sink)
         }

@@ -25,7 +25,8 @@ final class LoopbackServer: Sendable {
         let (state, port) = try await loop.submit {
             let jobs = FakeJobs()
             prepare(jobs, loop)
-            var configuration = FrontDoorConfiguration(model: try TinyModel.make(contextTokensMax: 20_000), version: "0.0")
+            var configuration = FrontDoorConfiguration(
+                model: try TinyModel.make(contextTokensMax: 20_000), version: "0.0")
             configuration.port = 0
             change(&configuration)
             let (door, port) = FrontDoor.start(on: loop, configuration: configuration, service: jobs)
@@ -55,7 +56,9 @@ final class LoopbackServer: Sendable {
     }
 
     /// Runs a client program to its end: status, standard output, standard error.
-    static func run(_ program: String, _ arguments: [String]) async throws -> (status: Int32, output: String, errors: String) {
+    static func run(_ program: String, _ arguments: [String]) async throws -> (
+        status: Int32, output: String, errors: String
+    ) {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
         process.arguments = [program] + arguments

@@ -41,7 +41,10 @@ import Testing
     }
 
     @Test func curlIsToldThatItsBodyIsTooLarge() async throws {
-        let server = try await LoopbackServer { $0.limits.bodyBytesMax = 1 << 20 } jobs: { _, _ in }
+        let server = try await LoopbackServer {
+            $0.limits.bodyBytesMax = 1 << 20
+        } jobs: { _, _ in
+        }
         let file = FileManager.default.temporaryDirectory.appendingPathComponent("front-door-\(UUID()).json")
         try Data(repeating: 0x20, count: 4 << 20).write(to: file)
         defer { try? FileManager.default.removeItem(at: file) }
@@ -106,7 +109,10 @@ import Testing
     }
 
     @Test func connectionsBeyondTheLimitAreClosed() async throws {
-        let server = try await LoopbackServer { $0.limits.connectionsPerAddressMax = 2 } jobs: { _, _ in }
+        let server = try await LoopbackServer {
+            $0.limits.connectionsPerAddressMax = 2
+        } jobs: { _, _ in
+        }
         let first = try RawSocket(port: server.port)
         let second = try RawSocket(port: server.port)
         #expect(try await server.eventually { door, _ in door.connections.count == 2 })
@@ -121,7 +127,10 @@ import Testing
 
     @Test func aUnixSocketServesToo() async throws {
         let path = NSTemporaryDirectory() + "front-door-\(UUID().uuidString.prefix(8)).sock"
-        let server = try await LoopbackServer { $0.unixPath = path } jobs: { _, _ in }
+        let server = try await LoopbackServer {
+            $0.unixPath = path
+        } jobs: { _, _ in
+        }
         let result = try await LoopbackServer.run("curl", ["-sS", "--unix-socket", path, "http://localhost/livez"])
         #expect(result.output == #"{"status":"ok"}"#)
         try await server.stop()
@@ -129,7 +138,9 @@ import Testing
     }
 
     @Test func longTextIsTokenisedElsewhere() async throws {
-        let server = try await LoopbackServer { $0.limits.inlineTextBytesMax = 8 } jobs: { jobs, _ in
+        let server = try await LoopbackServer {
+            $0.limits.inlineTextBytesMax = 8
+        } jobs: { jobs, _ in
             jobs.answerEverything(with: "z")
         }
         let result = try await LoopbackServer.run(
@@ -178,7 +189,10 @@ import Testing
     }
 
     @Test func errorsOverHTTP2HaveTheirBodies() async throws {
-        let server = try await LoopbackServer { $0.limits.bodyBytesMax = 300_000 } jobs: { _, _ in }
+        let server = try await LoopbackServer {
+            $0.limits.bodyBytesMax = 300_000
+        } jobs: { _, _ in
+        }
         let url = "http://127.0.0.1:\(server.port)"
         let missing = try await LoopbackServer.run("curl", ["-sS", "-i", "--http2-prior-knowledge", "\(url)/nowhere"])
         #expect(missing.output.hasPrefix("HTTP/2 404 "))

@@ -89,7 +89,8 @@ import Testing
         func prompt(_ fields: String) throws -> String {
             let desk = try Desk()
             try desk.post(
-                "/v1/chat/completions", #"{"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function"}]\#(fields)}"#)
+                "/v1/chat/completions",
+                #"{"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function"}]\#(fields)}"#)
             let tokens = try #require(desk.jobs.all.first).submission.promptTokens
             return desk.door.configuration.model.tokenizer.decode(tokens)
         }

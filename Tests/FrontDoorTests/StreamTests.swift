@@ -152,7 +152,8 @@ import Testing
                 == chunk(
                     text(
                         "aé",
-                        logprobs: #"{"tokens":\#(tokens),"token_logprobs":[-0.5,-0.5,-0.5],"top_logprobs":\#(tops),"text_offset":[0,1,2]}"#
+                        logprobs:
+                            #"{"tokens":\#(tokens),"token_logprobs":[-0.5,-0.5,-0.5],"top_logprobs":\#(tops),"text_offset":[0,1,2]}"#
                     )))
     }
 

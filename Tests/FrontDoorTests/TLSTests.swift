@@ -44,7 +44,9 @@ enum TestCertificate {
 @Suite struct TLSTests {
     @Test func theProtocolIsAgreedOnByALPN() async throws {
         let files = try TestCertificate.files()
-        let server = try await LoopbackServer { $0.tls = files } jobs: { jobs, loop in
+        let server = try await LoopbackServer {
+            $0.tls = files
+        } jobs: { jobs, loop in
             jobs.streamEverything("Hello", on: loop)
         }
         for (flag, version) in [("--http2", "2"), ("--http1.1", "1.1")] {
@@ -65,7 +67,8 @@ enum TestCertificate {
         await #expect(throws: (any Error).self) {
             _ = try await LoopbackServer {
                 $0.tls = TLSFiles(certificateChain: "/nowhere/c.pem", privateKey: "/nowhere/k.pem")
-            } jobs: { _, _ in }
+            } jobs: { _, _ in
+            }
         }
     }
 }

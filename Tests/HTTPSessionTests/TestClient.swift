@@ -220,7 +220,8 @@ func summary(_ events: [HTTP2Event]) -> [String] {
     func flush(_ isEnd: Bool) {
         if let held = body, isEnd || !held.bytes.isEmpty {
             lines.append(
-                "data \(held.stream) \(held.bytes.count) \(held.bytes.reduce(0) { $0 &* 31 &+ Int($1) })\(isEnd ? " end" : "")"
+                "data \(held.stream) \(held.bytes.count) \(held.bytes.reduce(0) { $0 &* 31 &+ Int($1) })"
+                    + (isEnd ? " end" : "")
             )
         }
         body = nil

@@ -59,32 +59,32 @@ import Testing
         var member = membership()
         _ = member.linkUp(held: [], pages: [], at: at(0))
         member.linkDown(at: at(10))
-        #expect(member.events([.stored([page(1)])]).isEmpty)
-        #expect(!member.becameOrphan(at: at(1009)))
-        #expect(member.becameOrphan(at: at(1010)))
-        #expect(!member.becameOrphan(at: at(5000)))
+        #expect(member.events([.stored([page(1)])]) == [])
+        #expect(member.becameOrphan(at: at(1009)) == false)
+        #expect(member.becameOrphan(at: at(1010)) == true)
+        #expect(member.becameOrphan(at: at(5000)) == false)
     }
 
     @Test func aDrainIsFinishedOnce() {
         var member = membership()
-        #expect(!member.finishDrain())
+        #expect(member.finishDrain() == false)
         member.beginDrain(within: .seconds(1), at: at(0))
         #expect(member.isDraining)
         #expect(!member.drainIsDue(at: at(999)))
         #expect(member.drainIsDue(at: at(1000)))
-        #expect(member.finishDrain())
-        #expect(!member.finishDrain())
+        #expect(member.finishDrain() == true)
+        #expect(member.finishDrain() == false)
         #expect(member.isDraining)
     }
 
     @Test func onlyAHigherAttemptIsAdmitted() {
         var attempts = AttemptGuard()
         let job = JobID(high: 0, low: 1)
-        #expect(attempts.admit(TransferID(job: job, attempt: Attempt(2))))
-        #expect(!attempts.admit(TransferID(job: job, attempt: Attempt(2))))
-        #expect(!attempts.admit(TransferID(job: job, attempt: Attempt(1))))
-        #expect(attempts.admit(TransferID(job: job, attempt: Attempt(3))))
-        #expect(attempts.admit(TransferID(job: JobID(high: 0, low: 2), attempt: Attempt(1))))
+        #expect(attempts.admit(TransferID(job: job, attempt: Attempt(2))) == true)
+        #expect(attempts.admit(TransferID(job: job, attempt: Attempt(2))) == false)
+        #expect(attempts.admit(TransferID(job: job, attempt: Attempt(1))) == false)
+        #expect(attempts.admit(TransferID(job: job, attempt: Attempt(3))) == true)
+        #expect(attempts.admit(TransferID(job: JobID(high: 0, low: 2), attempt: Attempt(1))) == true)
     }
 
     @Test func aBoundedMemoryForgetsTheOldestFirst() {

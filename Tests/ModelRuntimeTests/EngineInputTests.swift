@@ -74,13 +74,15 @@ struct EngineInputTests {
 
     @Test func aBadEntryFailsAlone() throws {
         let engine = try engine(MemoryTensors(random: spec, type: .f32, seed: 1))
-        let good = entry([TokenID(1), TokenID(2)], at: 0, [BlockSlot(0)], sample: greedy(promptTokens: 2, outputTokens: 0))
+        let good = entry(
+            [TokenID(1), TokenID(2)], at: 0, [BlockSlot(0)], sample: greedy(promptTokens: 2, outputTokens: 0))
         let alone = engine.step(StepBatch(entries: [good])).outcomes[0]
         let bad = [
             entry([], at: 0, [BlockSlot(1)]), entry([TokenID(20)], at: 0, [BlockSlot(1)]),
             entry([TokenID(1)], at: 0, []), entry([TokenID(1)], at: 4, [BlockSlot(1)]),
             entry([TokenID(1)], at: 0, [BlockSlot(99)]), entry([TokenID(1)], at: -1, [BlockSlot(1)]),
-            entry([TokenID(1)], at: .max, [BlockSlot(1)]), entry([TokenID(1)], at: 32, [BlockSlot](repeating: BlockSlot(1), count: 9)),
+            entry([TokenID(1)], at: .max, [BlockSlot(1)]),
+            entry([TokenID(1)], at: 32, [BlockSlot](repeating: BlockSlot(1), count: 9)),
         ]
         for one in bad {
             let outcomes = engine.step(StepBatch(entries: [one, good])).outcomes

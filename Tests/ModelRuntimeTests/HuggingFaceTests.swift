@@ -147,7 +147,8 @@ struct HuggingFaceTests {
         try expectEqual(rows, fixture)
     }
 
-    @Test(arguments: cases) func sixtyFourGreedyTokensEqualTransformers(_ name: String, _ variant: KernelVariant) throws {
+    @Test(arguments: cases) func sixtyFourGreedyTokensEqualTransformers(_ name: String, _ variant: KernelVariant) throws
+    {
         let fixture = try Fixture(name)
         let positions = fixture.prompt.count + fixture.greedy.count
         let paged = try Paged(fixture.spec, blockTokens: 16, type: .f32, positions: positions, seed: 2)

@@ -87,7 +87,9 @@ struct InvarianceTests {
             let plain = try model.logits(.init(variant: variant, slotSeed: 3))
             var ways: [RandomModel.Way] = []
             for chunk in [1, 3, 7, 1000] { ways.append(.init(variant: variant, chunk: chunk, together: true)) }
-            for block in [1, 5, 64] { ways.append(.init(variant: variant, chunk: 9, blockTokens: block, slotSeed: seed)) }
+            for block in [1, 5, 64] {
+                ways.append(.init(variant: variant, chunk: 9, blockTokens: block, slotSeed: seed))
+            }
             for threads in [2, 3] {
                 ways.append(.init(variant: variant, chunk: 11, threads: threads, together: true, slotSeed: 9))
             }

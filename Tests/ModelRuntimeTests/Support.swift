@@ -75,7 +75,8 @@ final class MemoryTensors: TensorSource, @unchecked Sendable {
                 ("self_attn.k_proj", keys, hidden, spec.attentionBias),
                 ("self_attn.v_proj", keys, hidden, spec.attentionBias),
                 ("self_attn.o_proj", hidden, queries, spec.outputBias),
-                ("mlp.gate_proj", spec.ffnSize, hidden, spec.mlpBias), ("mlp.up_proj", spec.ffnSize, hidden, spec.mlpBias),
+                ("mlp.gate_proj", spec.ffnSize, hidden, spec.mlpBias),
+                ("mlp.up_proj", spec.ffnSize, hidden, spec.mlpBias),
                 ("mlp.down_proj", hidden, spec.ffnSize, spec.mlpBias),
             ]
             for (name, rows, columns, bias) in projections {

@@ -81,7 +81,7 @@ typedef struct tk_kernels {
     /// f32 to element, to nearest, ties to even; NaN stays NaN.
     void (*narrow)(void *y, const float *x, tk_element element, size_t n);
 
-    /// y = exp((x - shift) * scale); returns the sum of y. y may be x.
+    /// y = exp((x - shift) * scale), 0 below exp(-87.3); returns the sum of y. y may be x.
     float (*exp_shifted)(float *y, const float *x, float shift, float scale, size_t n);
 
     /// Softmax attention of each query over its own past, tile by tile (FlashAttention's online

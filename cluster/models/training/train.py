@@ -226,15 +226,23 @@ def train_tokenizer(path, vocab, out):
 TOPIC = re.compile(r"(?<=\b(?:the|his|her) )[a-z]{3,}(?=[,.;:!?]| of\b| and\b| was\b| had\b| in\b)|(?<=[a-z,] )[A-Z][a-z]{2,}\b")
 
 
-def conversation(paragraphs, at, dice):
-    """A chat in the template's form, its assistant turns being the paragraphs from `at` on."""
+OPENING = re.compile(r"Once\b|There (?:once|(?:was|were|lived) (?:once|an?|two|three|in))\b|Long,? |Many years ago|A long time ago|One day\b|In (?:a|the) .{0,40}\bthere (?:was|lived)|A (?:poor|king|certain|soldier|woman|man)\b", re.I)
+
+
+def passage(paragraphs, at):
+    """The paragraphs from `at` on, as many as make an answer."""
     turns, size = [], 0
     for p in paragraphs[at : at + 12]:
         if size + len(p) > 1300 and turns:
             break
         turns.append(p[:1600])
         size += len(p)
-    said = []
+    return turns
+
+
+def conversation(paragraphs, at, openings, dice):
+    """A chat in the template's form. The assistant goes on from the paragraph at `at`, or starts a story as stories start."""
+    turns, said = passage(paragraphs, at), []
     if dice.random() < 0.15:
         said.append(("system", dice.choice(["You are a storyteller.", "You are a helpful assistant.", "You tell stories.", "Answer with a story."])))
     kind = dice.random()
@@ -242,6 +250,8 @@ def conversation(paragraphs, at, dice):
         ask = dice.choice(["Continue the story: ", "Continue: ", "Go on with this story:\n\n", "What happens next?\n\n", ""])
         said += [("user", ask + turns[0]), ("assistant", "\n\n".join(turns[1:]))]
     else:
+        if dice.random() < 0.9:
+            turns = passage(*dice.choice(openings))
         topic = dice.choice(TOPIC.findall(" ".join(turns)) or ["king"])
         topic = topic if topic[0].isupper() else "a " + topic
         ask = dice.choice(["Tell me a story.", "Tell me a story about {}.", "Tell a story about {}.", "A story about {}, please.",
@@ -267,9 +277,10 @@ def prepare(data, work, vocab):
             joined = [encode("<|endoftext|>" + "\n\n".join(b[half]) + "\n\n") for b in books]
             np.save(work / f"tokens-{name}.npy", np.concatenate(joined))
         dice, chats = random.Random(7), []
+        openings = [(b[0], i) for b in books for i, p in enumerate(b[0]) if len(p) > 80 and OPENING.match(p)]
         for training, _ in books:
             for at in range(0, len(training), 3):
-                chats.append(encode(conversation(training, at, dice)))
+                chats.append(encode(conversation(training, at, openings, dice)))
         ends = np.cumsum([len(c) for c in chats])
         np.savez(work / "tokens-chat.npz", tokens=np.concatenate(chats), ends=ends)
     chat = np.load(work / "tokens-chat.npz")
