@@ -18,7 +18,7 @@ extension DecodeWorkerCore {
         case .failure(let refusal):
             counters.reservationsRefused &+= 1
             tellCoordinator(
-                .reserveNack(ReserveNack(transfer: transfer, reason: refusal.reason, freeBlocks: pool.available)))
+                .reserveNack(ReserveNack(transfer: transfer, reason: refusal.reason, freeBlocks: admissible)))
         case .success(var job):
             let blocks = BlockTable.blocks(for: job.tokens.count, blockTokens: configuration.blockTokens)
             let wanted = (UInt32(job.table.sealed)..<UInt32(blocks)).map { $0 }
@@ -60,7 +60,7 @@ extension DecodeWorkerCore {
 
     private mutating func reply(_ transfer: TransferID, _ refusal: Refusal?) {
         tellCoordinator(
-            .startDecodeAck(TransferReply(transfer: transfer, refusal: refusal, freeBlocks: pool.available)))
+            .startDecodeAck(TransferReply(transfer: transfer, refusal: refusal, freeBlocks: admissible)))
     }
 
     // MARK: Admission
@@ -92,8 +92,7 @@ extension DecodeWorkerCore {
         var table = BlockTable(tokens: tokens, names: pageIDs, tenant: tenant, blockTokens: size, naming: naming)
         let reusable = computesHere ? (tokens.count - 1) / size : tokens.count / size
         table.pin(limit: reusable, in: &pool)
-        let headroom = jobs.isEmpty ? 0 : configuration.headroomBlocks
-        guard pool.available >= blocks - table.sealed + headroom, table.grow(toCover: tokens.count + 1, in: &pool)
+        guard admissible >= blocks - table.sealed, table.grow(toCover: tokens.count + 1, in: &pool)
         else {
             table.release(in: &pool)
             return .failure(Refused(reason: .noMemory))
@@ -106,6 +105,11 @@ extension DecodeWorkerCore {
         job.computed = cached
         job.cachedTokens = cached
         return .success(job)
+    }
+
+    /// Blocks that another job may take: running ones keep some to grow into.
+    private var admissible: Int {
+        max(pool.available - (jobs.isEmpty ? 0 : configuration.headroomBlocks), 0)
     }
 
     private mutating func hold(_ job: DecodeJob) {

@@ -85,8 +85,8 @@ public struct DecodeWorkerCore: Sendable {
         case .tick: tick()
         }
         startStep()
-        finishDrain()
         for event in membership.events(pool.takeChanges()) { actions.append(.sendToCoordinator(event)) }
+        finishDrain()
         defer { actions.removeAll() }
         return actions
     }

@@ -52,8 +52,9 @@ public final class CoordinatorHost {
     /// Reads the journal back, then begins to tick. Call before any worker or client is let in.
     public func start() throws(ServingError) {
         try recover()
-        loop.scheduleRepeatedTask(initialDelay: Self.tickEvery, delay: Self.tickEvery) { [weak self] _ in
-            self?.handle(.tick)
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        loop.scheduleRepeatedTask(initialDelay: Self.tickEvery, delay: Self.tickEvery) { _ in
+            bound.value.handle(.tick)
         }
     }
 

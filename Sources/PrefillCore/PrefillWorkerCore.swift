@@ -71,8 +71,8 @@ public struct PrefillWorkerCore: Sendable {
         case .tick: tick()
         }
         startStep()
-        finishDrain()
         for event in membership.events(pool.takeChanges()) { actions.append(.sendToCoordinator(event)) }
+        finishDrain()
         defer { actions.removeAll() }
         return actions
     }

@@ -44,7 +44,8 @@ public final class FrameCodec {
             header.count == prefix.headerBytes, "a header was decoded with another length than its prefix says")
         let kind = prefix.kind
         guard CRC32C.checksum(header) == prefix.headerCRC else { throw .headerChecksum(kind) }
-        let limit = WireLimits.unpackBytesBase + WireLimits.unpackFactor * header.count
+        let limit = min(
+            WireLimits.unpackBytesBase + WireLimits.unpackFactor * header.count, WireLimits.unpackBytesMax)
         tandem_arena_reset(arena, limit)
         let allocator = tandem_arena_allocator(arena)
         let bytes = header.baseAddress?.assumingMemoryBound(to: UInt8.self)

@@ -97,10 +97,12 @@ public enum WireLimits {
     /// Header of a message with tokens, blocks or page names.
     public static let listHeaderBytesMax = 16 << 20
     public static let slicePayloadBytesMax = 4 << 20
-    /// Memory that unpacking a header of n bytes may take: `unpackBytesBase + unpackFactor * n`. A
-    /// message of many small parts takes a multiple of its size; eight is the most seen.
+    /// Memory that unpacking a header of n bytes may take: `unpackBytesBase + unpackFactor * n`, and
+    /// never more than `unpackBytesMax`. Arrays of numbers take about n; a list of the smallest lawful
+    /// parts (tokens without logprobs, 7 bytes each) takes 25 n.
     public static let unpackBytesBase = 64 << 10
-    public static let unpackFactor = 16
+    public static let unpackFactor = 40
+    public static let unpackBytesMax = 128 << 20
     /// Memory for building one outgoing message.
     public static let packBytesMax = 256 << 20
     /// UTF-8 bytes of a worker's, a tenant's or a host's name.

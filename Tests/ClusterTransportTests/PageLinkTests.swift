@@ -216,28 +216,50 @@ import WireCodec
         receiver.server.stop()
     }
 
-    @Test func stoppingATransferFencesTheSendersSlots() throws {
-        // A peer that says yes and then reads nothing, so that a slice stays in the sender's hands.
-        let listening = try SocketFactory.listen(host: "127.0.0.1", port: 0)
-        let sender = TestSender(
-            port: listening.port, pageBytes: 1 << 20, slots: 16, Fixture.configuration(slice: 1 << 20))
-        sender.push(one, blocks: 0..<16)
-        sender.push(two, blocks: 0..<1)
-        sender.sender.start()
-        let peer = try #require(SocketFactory.accept(listening.socket))
-        peer.configure(PageLinkConfiguration())
-        _ = try Greeting.readHello(FrameReader(socket: peer, minimumProgress: .seconds(20)))
-        let answer = HelloAck(version: 1, responder: Fixture.decode, verdict: .accepted)
-        try Greeting.send(.helloAck(answer), own: Fixture.decode, on: peer)
-        try sender.log.wait("up") { if case .up = $0 { true } else { nil } }
-        sender.sender.stop(two)
-        #expect(stopped(sender).contains(two))
-        sender.sender.stop(one)
-        sender.sender.close()
-        _ = try sender.waitDown()
-        #expect(stopped(sender).sorted() == [one, two])
-        sender.sender.stop(one)
-        #expect(stopped(sender).count == 3)
+    @Test func aStoppedTransferIsReportedOnlyWhenItsSlotIsOutOfTheSendersHands() throws {
+        let receiver = try TestReceiver()
+        receiver.open(one, blocks: 0..<4)
+        let pages = GatedPages(pageBytes: 1000, count: 16)
+        let log = EventLog<PageSenderEvent>()
+        let sender = PageSender(
+            target: Fixture.decode, host: "127.0.0.1", port: receiver.port, path: .direct, relay: nil,
+            hello: Fixture.hello(), memory: pages, configuration: Fixture.configuration(slice: 1000),
+            onEvent: { log.add($0) })
+        sender.push(one, (0..<4).map { PageToSend(block: $0, slot: BlockSlot($0), filledTokens: 16) })
+        sender.start()
+        pages.waitUntilAsked()
+        sender.stop(two)
+        #expect(stopped(log) == [two])
+        sender.stop(one)
+        #expect(stopped(log) == [two], "the sender still reads a slot of this transfer")
+        pages.open()
+        try log.wait("pushesStopped") { if case .pushesStopped(one) = $0 { true } else { nil } }
+        sender.close()
+        sender.join()
+        #expect(pages.timesAsked == 1, "nothing more was read after the stop")
+        sender.stop(one)
+        #expect(stopped(log) == [two, one, one])
+        receiver.server.stop()
+    }
+
+    @Test func aLinkThatEndsReportsTheStopThatWaitedForIt() throws {
+        let receiver = try TestReceiver()
+        let pages = GatedPages(pageBytes: 1000, count: 16)
+        let log = EventLog<PageSenderEvent>()
+        let sender = PageSender(
+            target: Fixture.decode, host: "127.0.0.1", port: receiver.port, path: .direct, relay: nil,
+            hello: Fixture.hello(), memory: pages, configuration: Fixture.configuration(slice: 100),
+            onEvent: { log.add($0) })
+        sender.push(one, [PageToSend(block: 0, slot: BlockSlot(0), filledTokens: 16)])
+        sender.start()
+        pages.waitUntilAsked()
+        sender.stop(one)
+        sender.close()
+        pages.open()
+        sender.join()
+        #expect(stopped(log) == [one])
+        if case .down? = log.all.last {} else { Issue.record("the last event is not down") }
+        receiver.server.stop()
     }
 
     @Test func anotherDigestIsRefusedWithItsSentence() throws {
@@ -299,8 +321,8 @@ import WireCodec
         try receiver.log.wait("landingReleased") { if case .landingReleased(transfer) = $0 { true } else { nil } }
     }
 
-    private func stopped(_ sender: TestSender) -> [TransferID] {
-        sender.log.all.compactMap { if case .pushesStopped(let id) = $0 { id } else { nil } }
+    private func stopped(_ log: EventLog<PageSenderEvent>) -> [TransferID] {
+        log.all.compactMap { if case .pushesStopped(let id) = $0 { id } else { nil } }
     }
 
     private func receiverOrSenderIsDone(_ receiver: TestReceiver, _ sender: TestSender) throws {

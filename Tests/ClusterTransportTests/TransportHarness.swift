@@ -39,6 +39,27 @@ final class TestPages: PageMemory, @unchecked Sendable {
     }
 }
 
+/// Pages that are handed out only once the gate is open: a sender can be held with one in its hands.
+final class GatedPages: PageMemory {
+    private let pages: TestPages
+    private let asked = Monitor(0)
+    private let isOpen = Monitor(false)
+
+    init(pageBytes: Int, count: Int) { pages = TestPages(pageBytes: pageBytes, count: count) }
+
+    var pageBytes: Int { pages.pageBytes }
+    var timesAsked: Int { asked.read { $0 } }
+
+    func page(_ slot: BlockSlot) -> UnsafeMutableRawBufferPointer {
+        asked.change { $0 += 1 }
+        isOpen.wait { $0 ? () : nil }
+        return pages.page(slot)
+    }
+
+    func waitUntilAsked() { asked.wait { $0 > 0 ? () : nil } }
+    func open() { isOpen.change { $0 = true } }
+}
+
 /// Events in the order they came, to be waited for. A wait that takes far too long fails the test.
 final class EventLog<Event: Sendable>: Sendable {
     private let events = Monitor<[Event]>([])

@@ -46,6 +46,17 @@ import WireCodec
         #expect(try decodeOne(try FrameCodec().encode(envelope)) == envelope)
     }
 
+    @Test(arguments: [(1, 60_000), (60_000, 1), (4000, 10)])
+    func manySmallPartsFitInTheMemoryForUnpacking(steps: Int, tokens: Int) throws {
+        let step = TokenStep(
+            transfer: TransferID(job: JobID(high: 0, low: 0), attempt: Attempt(0)), offset: 0,
+            tokens: (0..<UInt32(tokens)).map { SampledToken(token: TokenID($0)) })
+        let message = TokenSteps(iteration: 0, computeTime: .zero, steps: Array(repeating: step, count: steps))
+        let sender = WorkerRef(id: WorkerID("d"), epoch: Epoch(1))
+        let envelope = Envelope(sequence: 1, sender: sender, message: .tokenSteps(message))
+        #expect(try decodeOne(try FrameCodec().encode(envelope)) == envelope)
+    }
+
     @Test func aSentenceThatIsTooLongIsCutAtACharacter() throws {
         let sentence = "x" + String(repeating: "é", count: WireLimits.sentenceBytesMax)
         let worker = WorkerRef(id: WorkerID("w"), epoch: Epoch(1))

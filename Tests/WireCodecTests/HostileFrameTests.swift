@@ -106,12 +106,14 @@ import WireCodec
 
     @Test func unpackingCannotTakeMoreMemoryThanItsShare() throws {
         // A list of empty parts: two bytes each on the wire, dozens when unpacked.
-        let body = (0..<200_000).flatMap { _ in [0x1a, 0x00] as [UInt8] }
+        let body = [UInt16](repeating: 0x001a, count: 4_000_000).withUnsafeBytes { Array($0) }
         let header =
             wireField(1, varint: 1) + wireField(2, bytes: [0x0a, 0x00, 0x11] + [UInt8](repeating: 0, count: 8))
         let steps = wireField(1, varint: 0) + wireField(2, varint: 0) + body
         let bytes = header + wireField(24, bytes: steps)
-        #expect(throws: FrameError.self) { try decode(.tokenSteps, bytes, FrameCodec()) }
+        #expect(throws: FrameError.unpackTooLarge(.tokenSteps, limit: WireLimits.unpackBytesMax)) {
+            try decode(.tokenSteps, bytes, FrameCodec())
+        }
     }
 
     @Test func theErrorSaysWhatIsWrong() throws {
