@@ -38,7 +38,8 @@ let mechanisms: [Target] = [
     .target(name: "HTTPSession", dependencies: ["ServingTypes", "CNGHTTP2"]),
     .target(name: "ModelRuntime", dependencies: ["ServingTypes", "CKernels"]),
     .target(
-        name: "ModelFiles", dependencies: ["ServingTypes", "BoundedJSON", "Tokenization", "ChatTemplate", "ModelRuntime"]),
+        name: "ModelFiles",
+        dependencies: ["ServingTypes", "BoundedJSON", "Tokenization", "ChatTemplate", "ModelRuntime"]),
 ]
 
 let drivers: [Target] = [
@@ -46,7 +47,8 @@ let drivers: [Target] = [
     .target(
         name: "FrontDoor",
         dependencies: [
-            "ServingTypes", "BoundedJSON", "Messages", "CoordinatorCore", "ServingMetrics", "Tokenization", "ChatTemplate",
+            "ServingTypes", "BoundedJSON", "Messages", "CoordinatorCore", "ServingMetrics", "Tokenization",
+            "ChatTemplate",
             "HTTPSession", .product(name: "Crypto", package: "swift-crypto"),
             .product(name: "NIOHTTP1", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
         ] + nio),
@@ -117,6 +119,13 @@ let tests: [Target] = [
         ] + nio),
     .testTarget(name: "LedgerTests", dependencies: ["Ledger", "ServingTypes"]),
     .testTarget(name: "LocalSupervisorTests", dependencies: ["LocalSupervisor", "ServingTypes"]),
+    .testTarget(
+        name: "HostingTests",
+        dependencies: [
+            "Hosting", "CoordinatorCore", "FrontDoor", "Ledger", "KVPaging", "Messages", "Scheduling", "BoundedJSON",
+            "ServingTypes", .product(name: "Logging", package: "swift-log"),
+            .product(name: "NIOEmbedded", package: "swift-nio"),
+        ]),
     .testTarget(name: "TidyTests"),
     .testTarget(
         name: "ClusterTests",
