@@ -2,12 +2,13 @@
 SWIFT ?= swift
 MODEL ?= cluster/models/tandem-stories-5m
 
-.PHONY: run test setup build release proto format lint fuzz clean help
+.PHONY: bench run test setup build release proto format lint fuzz clean help
 
 help:
 	@echo "make run      build, start a local cluster on the bundled model, run jobs through it, stop"
 	@echo "make test     build and run every test"
 	@echo "make release  build the programs into .build/release"
+	@echo "make bench    measure page links, the engine and a local cluster on this machine"
 	@echo "make proto    regenerate Sources/CWire from proto/tandem.proto"
 	@echo "make format   format the sources;  make lint  check the format"
 	@echo "make fuzz     run the libFuzzer targets for a minute"
@@ -42,3 +43,9 @@ fuzz: setup
 
 clean:
 	@$(SWIFT) package clean
+
+bench: setup
+	@$(SWIFT) build -c release --product tandem-measure
+	@.build/release/tandem-measure links
+	@.build/release/tandem-measure engine --model $(MODEL) --prompt 256
+	@./ops/measure-serving.sh $(MODEL)

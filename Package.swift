@@ -79,6 +79,9 @@ let programs: [Target] = [
             .product(name: "AsyncHTTPClient", package: "async-http-client"), .product(name: "Yams", package: "Yams"),
             .product(name: "NIOFoundationCompat", package: "swift-nio"),
         ] + nio),
+    .executableTarget(
+        name: "tandem-measure",
+        dependencies: ["ServingTypes", "Messages", "ClusterTransport", "ModelFiles", "ModelRuntime", argumentParser]),
     .executableTarget(name: "tandem-coordinator", dependencies: ["Hosting", argumentParser]),
     .executableTarget(name: "tandem-prefill", dependencies: ["Hosting", "ServingTypes", argumentParser]),
     .executableTarget(name: "tandem-decode", dependencies: ["Hosting", "ServingTypes", argumentParser]),
