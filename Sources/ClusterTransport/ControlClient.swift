@@ -26,6 +26,9 @@ public final class ControlClient: Sendable {
         public var backoffMax: TimeSpan = .seconds(2)
         /// For the connection, and then for the HelloAck.
         public var connectWithin: TimeSpan = .seconds(2)
+        /// A coordinator that says nothing for so long, not even that its heart beats, is cut off: bytes
+        /// may go nowhere without either end being told.
+        public var silenceMax: TimeSpan = .seconds(10)
         /// Bytes that wait for the coordinator; a link that does not take them is closed at this.
         public var outboundBytesMax: Int = 64 << 20
 
@@ -84,6 +87,7 @@ final class ControlClientState {
     private let onEvent: @Sendable (ControlClientEvent) -> Void
     private var phase: Phase = .idle
     private var backoff: Backoff
+    private var lastHeard: NIODeadline = .now()
 
     init(
         configuration: ControlClient.Configuration, loop: any EventLoop,
@@ -163,6 +167,7 @@ final class ControlClientState {
     }
 
     private func received(_ envelope: Envelope, on link: ControlLink) {
+        lastHeard = .now()
         switch phase {
         case .greeting(_, let deadline):
             deadline.cancel()
@@ -175,6 +180,7 @@ final class ControlClientState {
             case .accepted:
                 backoff.reset()
                 phase = .up(link)
+                watch(link)
                 onEvent(.up(answer))
             }
         case .up:
@@ -184,6 +190,15 @@ final class ControlClientState {
             }
             onEvent(.message(envelope))
         case .idle, .connecting, .waiting, .stopped: break
+        }
+    }
+
+    private func watch(_ link: ControlLink) {
+        let limit = TimeAmount.nanoseconds(configuration.silenceMax.nanoseconds)
+        loop.assumeIsolated().scheduleTask(deadline: lastHeard + limit) { [weak self] in
+            guard let self, case .up(let current) = self.phase, current === link else { return }
+            guard NIODeadline.now() >= self.lastHeard + limit else { return self.watch(link) }
+            link.end("The coordinator said nothing for \(self.configuration.silenceMax.milliseconds) ms.")
         }
     }
 

@@ -72,6 +72,8 @@ public struct CoordinatorConfiguration: Sendable {
     public var prefillWindowTokens = 8192
     /// Jobs resident on a decode worker, in percent of its slots: above 100 the rest is paused.
     public var decodeResidencyPercent = 150
+    /// Taken for the deadline of a drain that somebody else has ordered.
+    public var drainUnknown: TimeSpan = .seconds(30)
     /// A drain that takes this much longer than its deadline is ended by force.
     public var drainGrace: TimeSpan = .seconds(5)
 

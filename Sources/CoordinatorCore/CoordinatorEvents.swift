@@ -52,6 +52,9 @@ public enum CoordinatorNote: Sendable, Hashable {
 public struct JobSubmission: Hashable, Sendable {
     public var job: JobID
     public var tenant: TenantID
+    /// Whose pages it may share: the tenant's, or those of a name derived from tenant and `cache_salt`.
+    /// Workers know jobs by this name only; it names pages, nothing else.
+    public var pageSpace: TenantID
     public var promptTokens: [TokenID]
     /// Content addresses of the prompt's full blocks, named by the driver.
     public var pageIDs: [PageID]
@@ -67,10 +70,12 @@ public struct JobSubmission: Hashable, Sendable {
 
     public init(
         job: JobID, tenant: TenantID, promptTokens: [TokenID], pageIDs: [PageID], sampling: SamplingParameters,
-        priority: Int = 0, deadline: TimeSpan? = nil, idempotencyKey: String? = nil, emitted: [SampledToken] = []
+        priority: Int = 0, deadline: TimeSpan? = nil, idempotencyKey: String? = nil, emitted: [SampledToken] = [],
+        pageSpace: TenantID? = nil
     ) {
         self.job = job
         self.tenant = tenant
+        self.pageSpace = pageSpace ?? tenant
         self.promptTokens = promptTokens
         self.pageIDs = pageIDs
         self.sampling = sampling

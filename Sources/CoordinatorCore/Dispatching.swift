@@ -132,7 +132,7 @@ extension Coordinator {
             decode,
             .reservePages(
                 ReservePages(
-                    transfer: job.transfer, tenant: job.tenant, tokens: job.sequenceSoFar,
+                    transfer: job.transfer, tenant: job.pageSpace, tokens: job.sequenceSoFar,
                     promptTokens: job.promptTokens, pageIDs: job.names, sampling: job.submission.sampling,
                     source: prefill, lease: configuration.transferLease)))
     }
@@ -149,7 +149,7 @@ extension Coordinator {
             worker,
             .startDecode(
                 StartDecode(
-                    transfer: job.transfer, tenant: job.tenant, tokens: job.sequenceSoFar,
+                    transfer: job.transfer, tenant: job.pageSpace, tokens: job.sequenceSoFar,
                     promptTokens: job.promptTokens, pageIDs: job.names, sampling: job.submission.sampling)))
     }
 
@@ -189,7 +189,7 @@ extension Coordinator {
         var names = job.names
         while names.count < full {
             let start = names.count * configuration.blockTokens
-            let parent = names.last ?? naming.root(tenant: job.tenant)
+            let parent = names.last ?? naming.root(tenant: job.pageSpace)
             names.append(naming.child(of: parent, tokens: tokens[start..<start + configuration.blockTokens]))
         }
         jobs[id]?.names = names

@@ -52,6 +52,7 @@ struct Job: Sendable {
 
     var id: JobID { submission.job }
     var tenant: TenantID { submission.tenant }
+    var pageSpace: TenantID { submission.pageSpace }
     var promptTokens: Int { submission.promptTokens.count }
     var sequenceTokens: Int { promptTokens + log.count }
     var transfer: TransferID { TransferID(job: id, attempt: attempt) }

@@ -34,6 +34,8 @@ extension Coordinator {
         worker.prefills = before.prefills
         worker.queuedTokens = before.queuedTokens
         worker.residents = before.residents
+        worker.availableBlocks = before.availableBlocks
+        if before.isDraining { worker.state = before.state }
         workers[before.ref.id] = worker
         index.forget(before.ref.id)
         acknowledge(before.ref)
@@ -194,6 +196,13 @@ extension Coordinator {
         let forceAt = now + deadline + configuration.drainGrace
         workers[id]?.state = .draining(forceAt: forceAt)
         send(worker.ref, .drain(Drain(deadline: deadline)))
+    }
+
+    /// The worker was told by an earlier coordinator, or by its own supervisor while there was none.
+    mutating func learnsOfDrain(_ ref: WorkerRef) {
+        guard let worker = current(ref), !worker.isDraining else { return }
+        let forceAt = now + configuration.drainUnknown + configuration.drainGrace
+        workers[ref.id]?.state = .draining(forceAt: forceAt)
     }
 
     mutating func drainDone(_ ref: WorkerRef) {

@@ -77,7 +77,7 @@ extension Coordinator {
             pair.prefill,
             .assignPrefill(
                 AssignPrefill(
-                    transfer: job.transfer, tenant: job.tenant, tokens: job.sequenceSoFar,
+                    transfer: job.transfer, tenant: job.pageSpace, tokens: job.sequenceSoFar,
                     promptTokens: job.promptTokens, pageIDs: job.names, sampling: job.submission.sampling,
                     wanted: ack.wanted, target: worker, targetHost: target.register.dataHost,
                     targetPort: target.register.dataPort, path: configuration.kvPath, creditBytes: ack.creditBytes,
@@ -95,7 +95,8 @@ extension Coordinator {
         switch reason {
         case .noMemory: workers[worker.id]?.availableBlocks = freeBlocks
         case .tooLong, .malformed: jobs[id]?.unfit.append(worker.id)
-        case .tooManyJobs, .draining, .staleEpoch, .staleAttempt, .unknownTransfer: break
+        case .draining: learnsOfDrain(worker)
+        case .tooManyJobs, .staleEpoch, .staleAttempt, .unknownTransfer: break
         }
         // A worker that has seen a higher attempt is asked again under a higher number.
         if reason != .staleAttempt { jobs[id]?.refusedBy.append(worker.id) }

@@ -61,6 +61,9 @@ extension Coordinator {
         }
     }
 
+    /// Service units that a tenant has been charged, lifts left out.
+    public func chargedUnits(of tenant: TenantID) -> Int64 { policy.chargedUnits(of: tenant) }
+
     /// Workers by what they can do for a new job.
     public var capacity: ServingCapacity {
         var capacity = ServingCapacity()

@@ -34,6 +34,8 @@ public struct DecodeConfiguration: Sendable {
     public var orphanGrace = TimeSpan.seconds(30)
     /// Output kept for an absent coordinator at most; over it decoding rests.
     public var bufferedTokensMax = 4096
+    /// How long tokens are kept after they were said, to be said again should the link break.
+    public var repeatWindow = TimeSpan.seconds(1)
     /// How often a transfer's missing blocks are asked for again.
     public var wantRoundsMax = 2
     /// How often the driver sends `.tick`.

@@ -41,6 +41,8 @@ public struct DecodeWorkerCore: Sendable {
     /// Steps for a coordinator that is away.
     var buffered: [TokenSteps] = []
     var bufferedTokens = 0
+    /// Steps that were said lately, oldest first: a link that broke may have lost them.
+    var saidLately: [SaidSteps] = []
     public internal(set) var counters = DecodeCounters()
 
     struct Fence: Sendable {
@@ -55,8 +57,14 @@ public struct DecodeWorkerCore: Sendable {
         var samples: Bool
     }
 
+    struct SaidSteps: Sendable {
+        var at: Instant
+        var steps: TokenSteps
+    }
+
     enum Limits {
         static let rememberedCommits = 4096
+        static let stepsSaidLately = 256
     }
 
     public init(configuration: DecodeConfiguration, naming: any PageNaming) {
@@ -139,18 +147,33 @@ public struct DecodeWorkerCore: Sendable {
 
     private mutating func coordinatorUp() {
         _ = pool.takeChanges()
-        for message in membership.linkUp(held: reportedTransfers, pages: pool.indexedPages, at: now) {
+        forgetOldSteps()
+        let waiting = saidLately.map(\.steps) + buffered
+        for message in membership.linkUp(held: reportedTransfers(waiting), pages: pool.indexedPages, at: now) {
             actions.append(.sendToCoordinator(message))
         }
-        for steps in buffered { actions.append(.sendToCoordinator(.tokenSteps(steps))) }
+        for steps in waiting { actions.append(.sendToCoordinator(.tokenSteps(steps))) }
+        for steps in buffered { remember(steps) }
         buffered.removeAll()
         bufferedTokens = 0
     }
 
-    /// Held ones, and those that ended while nobody listened: their last tokens are on the way.
-    private var reportedTransfers: [TransferID] {
-        let ended = buffered.flatMap { $0.steps.filter { $0.end != nil }.map(\.transfer) }
-        return (heldTransfers + ended).sorted()
+    /// Held ones, and those that ended with nobody listening, or hardly: their last tokens are on the way.
+    private func reportedTransfers(_ waiting: [TokenSteps]) -> [TransferID] {
+        let ended = waiting.flatMap { $0.steps.filter { $0.end != nil }.map(\.transfer) }
+        return Set(heldTransfers + ended).sorted()
+    }
+
+    /// What was said may still be on a link that is breaking; offsets make repeats harmless.
+    private mutating func remember(_ steps: TokenSteps) {
+        forgetOldSteps()
+        saidLately.append(SaidSteps(at: now, steps: steps))
+    }
+
+    private mutating func forgetOldSteps() {
+        let (now, window) = (now, configuration.repeatWindow)
+        let fresh = saidLately.firstIndex { now - $0.at <= window } ?? saidLately.count
+        saidLately.removeFirst(max(fresh, saidLately.count - Limits.stepsSaidLately + 1))
     }
 
     /// What C hears now or not at all: after a loss it asks anew for everything but tokens.
@@ -167,7 +190,10 @@ public struct DecodeWorkerCore: Sendable {
         guard !steps.isEmpty else { return }
         iteration += 1
         let message = TokenSteps(iteration: iteration, computeTime: computeTime, steps: steps)
-        if membership.isUp { return actions.append(.sendToCoordinator(.tokenSteps(message))) }
+        if membership.isUp {
+            remember(message)
+            return actions.append(.sendToCoordinator(.tokenSteps(message)))
+        }
         buffered.append(message)
         bufferedTokens += steps.reduce(0) { $0 + max($1.tokens.count, 1) }
     }

@@ -78,6 +78,7 @@ extension DecodeWorkerCore {
     mutating func abandonEverything() {
         for transfer in arrivals { drop(transfer, acknowledge: false) }
         buffered.removeAll()
+        saidLately.removeAll()
         bufferedTokens = 0
     }
 

@@ -7,19 +7,47 @@ import Tokenization
 /// What each route does once its request is whole.
 extension FrontDoor {
     func answer(_ exchange: Exchange, _ route: Route) {
+        guard route.takesJSON else { return answer(exchange, route, RequestBody()) }
+        let body = RequestBody(bytes: exchange.body)
+        let limits = configuration.limits
+        guard body.bytes.count > limits.inlineBodyBytesMax else {
+            return answer(exchange, route, Result { () throws(ServingError) in try body.parsed(limits) })
+        }
+        pool.runIfActive(eventLoop: loop) {
+            Result { () throws(ServingError) in try body.parsed(limits) }
+        }.assumeIsolated().whenComplete { outcome in
+            switch outcome {
+            case .success(let result): self.answer(exchange, route, result)
+            case .failure: exchange.respond(ErrorBody(Self.stopping))
+            }
+        }
+    }
+
+    private func answer(_ exchange: Exchange, _ route: Route, _ body: Result<RequestBody, ServingError>) {
+        // While a long body was parsed elsewhere its client may have left.
+        guard !exchange.isDone else { return }
+        switch body {
+        case .success(let body): answer(exchange, route, body)
+        case .failure(let error): exchange.respond(ErrorBody(error))
+        }
+    }
+
+    private static let stopping = ServingError(.draining, "The server is stopping.", retryAfterSeconds: 1)
+
+    private func answer(_ exchange: Exchange, _ route: Route, _ body: RequestBody) {
         do throws(ServingError) {
             switch route {
-            case .completions: try generate(exchange, kind: .completion)
-            case .chat: try generate(exchange, kind: .chat)
+            case .completions: try generate(exchange, body, kind: .completion)
+            case .chat: try generate(exchange, body, kind: .chat)
             case .models: exchange.respond(modelList)
             case .model(let name): exchange.respond(try model(named: name))
-            case .tokenize: try tokenize(exchange)
-            case .detokenize: try detokenize(exchange)
+            case .tokenize: try tokenize(exchange, body.object)
+            case .detokenize: try detokenize(exchange, body.object)
             case .jobs: exchange.respond(try jobList(exchange))
             case .job(let id): try job(exchange, id: id)
             case .jobEvents(let id): try jobEvents(exchange, id: id)
             case .cluster: exchange.respond(cluster)
-            case .drain: try drainWorker(exchange)
+            case .drain: try drainWorker(exchange, body.object)
             case .health, .ready: health(exchange)
             case .live, .ping: exchange.respond(["status": "ok"])
             case .version: exchange.respond(["version": .string(configuration.version)])
@@ -31,27 +59,13 @@ extension FrontDoor {
         }
     }
 
-    private func body(_ exchange: Exchange) throws(ServingError) -> JSONObject {
-        var limits = JSONLimits()
-        limits.depthMax = configuration.limits.jsonDepthMax
-        limits.bytesMax = configuration.limits.bodyBytesMax
-        let value: JSONValue
-        do throws(JSONError) {
-            value = try JSON.parse(exchange.body, limits: limits)
-        } catch {
-            throw ServingError(.malformed, "The body is not valid JSON: \(error).", field: "body")
-        }
-        guard let object = value.objectValue else {
-            throw ServingError(.malformed, "The body is \(value.kindName); it must be an object.", field: "body")
-        }
-        return object
-    }
-
     // MARK: Generation
 
-    private func generate(_ exchange: Exchange, kind: JobRequestRecord.Kind) throws(ServingError) {
+    private func generate(
+        _ exchange: Exchange, _ body: RequestBody, kind: JobRequestRecord.Kind
+    ) throws(ServingError) {
         try checkOpen()
-        let object = try body(exchange)
+        let object = body.object
         exchange.adopt(requestID: object["request_id"]?.stringValue)
         let parser = GenerationRequestParser(model: configuration.model, limits: configuration.limits)
         let request =
@@ -61,8 +75,9 @@ extension FrontDoor {
             }
         let record = JobRequestRecord(
             kind: kind, model: request.model, created: service.wallClockSeconds,
-            digest: Digest.request(kind: kind, body: exchange.body), stopStrings: request.stopStrings,
-            detached: try detached(exchange.head))
+            digest: Digest.request(kind: kind, body: body.bytes), stopStrings: request.stopStrings,
+            detached: try detached(exchange.head), stopTokens: request.sampling.stopTokens,
+            skipsSpecialTokens: request.skipsSpecialTokens)
         Generation(
             door: self, exchange: exchange, request: request, record: record,
             idempotencyKey: try idempotencyKey(exchange.head)
@@ -115,8 +130,8 @@ extension FrontDoor {
 
     // MARK: Tokens
 
-    private func tokenize(_ exchange: Exchange) throws(ServingError) {
-        var fields = FieldReader(try body(exchange))
+    private func tokenize(_ exchange: Exchange, _ object: JSONObject) throws(ServingError) {
+        var fields = FieldReader(object)
         if let name = try fields.string("model"), !configuration.model.answers(to: name) {
             throw GenerationRequestParser.unknownModel(name)
         }
@@ -155,8 +170,8 @@ extension FrontDoor {
         return .object(members)
     }
 
-    private func detokenize(_ exchange: Exchange) throws(ServingError) {
-        var fields = FieldReader(try body(exchange))
+    private func detokenize(_ exchange: Exchange, _ object: JSONObject) throws(ServingError) {
+        var fields = FieldReader(object)
         guard let values = try fields.array("tokens", countMax: configuration.limits.bodyBytesMax) else {
             throw .missing("tokens")
         }
@@ -185,7 +200,7 @@ extension FrontDoor {
             switch outcome {
             case .success(let result): then(result)
             case .failure:
-                then(.failure(ServingError(.draining, "The server is stopping.", retryAfterSeconds: 1)))
+                then(.failure(Self.stopping))
             }
         }
     }
@@ -257,8 +272,8 @@ extension FrontDoor {
         }
     }
 
-    private func drainWorker(_ exchange: Exchange) throws(ServingError) {
-        var fields = FieldReader(try body(exchange))
+    private func drainWorker(_ exchange: Exchange, _ object: JSONObject) throws(ServingError) {
+        var fields = FieldReader(object)
         guard let name = try fields.string("worker") else { throw .missing("worker") }
         let seconds = try fields.number("deadline_seconds", in: 0...86_400) ?? 30
         guard service.drain(WorkerID(name), deadline: TimeSpan(seconds: Double(seconds))) else {

@@ -17,6 +17,12 @@ enum Digest {
         return PageID(word(0), word(1), word(2), word(3))
     }
 
+    /// The name of a salted page space. The separator occurs in no tenant's name, so no tenant has such a name.
+    static func pageSpace(tenant: TenantID, salt: String) -> TenantID {
+        let digest = sha256(Array("space/1/\(tenant.name)\u{1F}\(salt)".utf8))
+        return TenantID("\u{1F}" + digest.map { String(UInt16($0) + 0x100, radix: 16).dropFirst() }.joined())
+    }
+
     /// Takes the same time wherever two digests differ.
     static func same(_ a: [UInt8], _ b: [UInt8]) -> Bool {
         guard a.count == b.count else { return false }

@@ -14,6 +14,7 @@ struct ErrorBody {
         self.error = error
         (status, type) = Self.statusAndType(error.code)
         switch status {
+        case 401: headers.add("www-authenticate", "Bearer")
         case 429, 503:
             let seconds = max(1, error.retryAfterSeconds ?? 1)
             headers.add("retry-after", String(seconds))

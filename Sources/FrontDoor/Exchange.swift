@@ -56,7 +56,10 @@ final class Exchange {
         route = Route(path: head.path)
         lastSent = door.loop.now
         requestID = Self.lawfulRequestID(head.headers["x-request-id"]) ?? "req-\(door.service.makeJobID())"
+        door.counts.requestsOpen += 1
     }
+
+    deinit { door.counts.requestsOpen -= 1 }
 
     var isDone: Bool { response == .done }
     /// Whether the response's head is on its way.

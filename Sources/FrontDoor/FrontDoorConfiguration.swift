@@ -61,6 +61,10 @@ public struct FrontDoorLimits: Hashable, Sendable {
     public var streamBytesBufferedMax = 1 << 20
     public var messagesMax = 4096
     public var jsonDepthMax = 64
+    /// Members of all objects and arrays of one body together.
+    public var jsonMembersMax = 1 << 20
+    /// A longer body is parsed off the event loop.
+    public var inlineBodyBytesMax = 256 << 10
     /// Prompts times `n` of one request.
     public var choicesPerRequestMax = 64
     /// Text longer than this is tokenised off the event loop.

@@ -96,13 +96,18 @@ final class Generation: ExchangeHandler {
 
     private func submit(_ plans: [SamplingParameters]) {
         for (promptIndex, plan) in plans.enumerated() {
-            let pages = door.service.pageIDs(of: prompts[promptIndex].tokens, tenant: exchange.caller.tenant)
+            let pages = door.service.pageIDs(of: prompts[promptIndex].tokens, tenant: pageSpace)
             for copy in 0..<request.n {
                 guard state == .admitting else { return }
                 submitChoice(promptIndex: promptIndex, copy: copy, plan: plan, pages: pages)
             }
         }
         openIfAdmitted()
+    }
+
+    private var pageSpace: TenantID {
+        let tenant = exchange.caller.tenant
+        return request.cacheSalt.map { Digest.pageSpace(tenant: tenant, salt: $0) } ?? tenant
     }
 
     private func submitChoice(promptIndex: Int, copy: Int, plan: SamplingParameters, pages: [PageID]) {
@@ -120,7 +125,8 @@ final class Generation: ExchangeHandler {
         door.service.submit(
             JobSubmission(
                 job: job, tenant: exchange.caller.tenant, promptTokens: prompts[promptIndex].tokens, pageIDs: pages,
-                sampling: sampling, priority: request.priority, idempotencyKey: key), request: record, sink: choice)
+                sampling: sampling, priority: request.priority, idempotencyKey: key, pageSpace: pageSpace),
+            request: record, sink: choice)
     }
 
     fileprivate func choiceAdmitted() {

@@ -23,6 +23,8 @@ struct GenerationRequest: Sendable {
     var echo = false
     var skipsSpecialTokens = true
     var priority = 0
+    /// Keeps the prompt's pages from being shared with jobs that have another salt, or none.
+    var cacheSalt: String?
     var requestID: String?
     var ignoredFields: [String] = []
 }
@@ -69,6 +71,7 @@ struct GenerationRequestParser {
     static let repetitionMax = 100.0
     static let priorityMax = 1_000_000
     static let ignoredNamesMax = 16
+    static let cacheSaltBytesMax = 1024
     /// What any count of tokens must stay below to be looked at; the context is checked with the prompt.
     static let tokensMax = Int(Int32.max)
 
@@ -157,9 +160,11 @@ struct GenerationRequestParser {
         request.skipsSpecialTokens = try fields.bool("skip_special_tokens") ?? true
         _ = try fields.string("user")
         if let salt = try fields.string("cache_salt") {
-            guard (1...1024).contains(salt.utf8.count) else {
-                throw .invalid("cache_salt", "has \(salt.utf8.count) bytes; it must have from 1 to 1024")
+            guard (1...Self.cacheSaltBytesMax).contains(salt.utf8.count) else {
+                throw .invalid(
+                    "cache_salt", "has \(salt.utf8.count) bytes; it must have from 1 to \(Self.cacheSaltBytesMax)")
             }
+            request.cacheSalt = salt
         }
         try responseFormat(&fields)
     }

@@ -227,6 +227,10 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        // What follows a broken request: NIO's decoder hands it back as an error of each read.
+        if case .dataReceivedInErrorState(_, let bytes)? = error as? ByteToMessageDecoderError {
+            return drop(bytes.readableBytes)
+        }
         guard let parsing = error as? HTTPParserError else { return closeNow() }
         guard !lingering, failure == nil else { return }
         let body = describe(parsing)
@@ -327,7 +331,11 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
     }
 
     private func lingered(_ part: HTTPServerRequestPart) {
-        if case .body(let bytes) = part { lingeredBytes += bytes.readableBytes }
+        if case .body(let bytes) = part { drop(bytes.readableBytes) }
+    }
+
+    private func drop(_ bytes: Int) {
+        lingeredBytes += bytes
         if lingeredBytes > Limits.lingerBytesMax { closeNow() }
     }
 

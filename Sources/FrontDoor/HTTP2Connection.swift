@@ -71,7 +71,7 @@ final class HTTP2Connection: ChannelInboundHandler {
             switch event {
             case .request(let stream, let head, let endStream): begin(stream, head, endStream: endStream)
             case .data(let stream, let bytes, let endStream): receive(stream, bytes, endStream: endStream)
-            case .reset(let stream, _): remove(stream)?.exchange?.clientLeft()
+            case .reset(let stream, _): remove(stream)?.clientLeft()
             case .closed(let stream): _ = remove(stream)
             case .streamWritable(let stream):
                 streams[stream]?.isWritable = true
@@ -114,10 +114,11 @@ final class HTTP2Connection: ChannelInboundHandler {
         writer.exchange?.requestEnded()
     }
 
-    private func remove(_ stream: Int32) -> HTTP2Writer? {
-        let writer = streams.removeValue(forKey: stream)
+    /// Parts a stream's writer and exchange, which hold each other while the stream lives.
+    private func remove(_ stream: Int32) -> Exchange? {
+        let exchange = streams.removeValue(forKey: stream)?.release()
         if streams.isEmpty { idleSince = door.loop.now }
-        return writer
+        return exchange
     }
 
     // MARK: Output
@@ -217,7 +218,7 @@ final class HTTP2Connection: ChannelInboundHandler {
     private func leaveAll() {
         let left = streams.sorted { $0.key < $1.key }.map(\.value)
         streams = [:]
-        for writer in left { writer.exchange?.clientLeft() }
+        for writer in left { writer.release()?.clientLeft() }
     }
 
     private func finishAll() {
@@ -279,6 +280,11 @@ final class HTTP2Writer: ExchangeWriter {
         self.connection = connection
         self.stream = stream
         self.since = since
+    }
+
+    func release() -> Exchange? {
+        defer { exchange = nil }
+        return exchange
     }
 
     func isTooSlow(at time: NIODeadline, _ limits: FrontDoorLimits) -> Bool {

@@ -2,6 +2,8 @@
 struct HTTPCounts {
     private var answers: [Key: UInt64] = [:]
     var connectionsRefused: UInt64 = 0
+    /// Requests whose response is not over, or which somebody still holds.
+    var requestsOpen = 0
 
     private struct Key: Hashable, Comparable {
         var route: String
@@ -27,6 +29,8 @@ struct HTTPCounts {
         lines += [
             "# HELP tandem_http_connections Open client connections.", "# TYPE tandem_http_connections gauge",
             "tandem_http_connections \(connections)",
+            "# HELP tandem_http_requests_open Requests in memory.", "# TYPE tandem_http_requests_open gauge",
+            "tandem_http_requests_open \(requestsOpen)",
             "# HELP tandem_http_connections_refused_total Connections closed at a limit.",
             "# TYPE tandem_http_connections_refused_total counter",
             "tandem_http_connections_refused_total \(connectionsRefused)",

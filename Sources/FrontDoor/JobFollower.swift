@@ -41,8 +41,8 @@ final class JobFollower: ExchangeHandler, JobSink {
         record = known.request
         let model = door.configuration.model
         text = ChoiceText(
-            tokenizer: model.tokenizer, stopTokens: model.endTokens, stopStrings: record.stopStrings,
-            skippedTokens: offset)
+            tokenizer: model.tokenizer, stopTokens: record.stopTokens, stopStrings: record.stopStrings,
+            skipsSpecialTokens: record.skipsSpecialTokens, skippedTokens: offset)
         shape = ResponseShape(
             kind: record.kind, id: ResponseShape.id(record.kind, job: job), created: record.created,
             model: record.model, includesUsage: includeUsage)

@@ -8,7 +8,7 @@ public protocol JobService: AnyObject {
     /// Draws an id for a job; submissions carry it.
     func makeJobID() -> JobID
 
-    /// Content addresses of the prompt's full blocks for this tenant.
+    /// Content addresses of the prompt's full blocks for this tenant, or for a salted page space of it.
     func pageIDs(of tokens: [TokenID], tenant: TenantID) -> [PageID]
 
     /// Answers through the sink: `admitted` or `failed`, then tokens, then `ended`.
@@ -56,6 +56,9 @@ public struct JobRequestRecord: Hashable, Sendable {
     /// Over the request's body; tells a repeated request from another one under the same key.
     public var digest: PageID
     public var stopStrings: [String]
+    /// Tokens that end the text and are not part of it.
+    public var stopTokens: [TokenID]
+    public var skipsSpecialTokens: Bool
     /// Goes on when its client disconnects.
     public var detached: Bool
 
@@ -65,13 +68,16 @@ public struct JobRequestRecord: Hashable, Sendable {
     }
 
     public init(
-        kind: Kind, model: String, created: Int64, digest: PageID, stopStrings: [String], detached: Bool
+        kind: Kind, model: String, created: Int64, digest: PageID, stopStrings: [String], detached: Bool,
+        stopTokens: [TokenID] = [], skipsSpecialTokens: Bool = true
     ) {
         self.kind = kind
         self.model = model
         self.created = created
         self.digest = digest
         self.stopStrings = stopStrings
+        self.stopTokens = stopTokens
+        self.skipsSpecialTokens = skipsSpecialTokens
         self.detached = detached
     }
 }

@@ -110,10 +110,14 @@ public final class CoordinatorHost {
         }
     }
 
-    /// The request of a job is kept as long as the core remembers the job.
+    /// The request of a job is kept as long as the core remembers the job. A keyed one comes back
+    /// from the journal when its key does, for as long as the journal keeps it.
     private func forgetOldRequests() {
         guard requests.count > 2 * Limits.requestsKept else { return }
-        requests = requests.filter { core.view($0.key) != nil }
+        let gone = requests.keys.filter {
+            core.view($0) == nil && pastAnswers[$0] == nil && followers[$0] == nil
+        }
+        for job in gone { requests[job] = nil }
     }
 
     public enum Limits {
@@ -163,9 +167,9 @@ extension CoordinatorHost {
     private func recover(_ record: JournalRecord) throws(ServingError) {
         let (submission, request, attempt) = try JournalCodec.submission(record)
         if let answer = record.answer {
-            guard pastAnswers.count < Limits.pastAnswersMax else { return }
-            pastAnswers[record.job] = try JournalCodec.outcome(
-                record, answer, promptTokens: submission.promptTokens.count)
+            rememberAnswer(
+                record.job,
+                try JournalCodec.outcome(record, answer, promptTokens: submission.promptTokens.count))
         } else {
             guard record.key != nil || request.detached else {
                 journal?.withdraw(record.job)
@@ -204,6 +208,13 @@ extension CoordinatorHost {
 
     public func workerDown(_ worker: WorkerRef) { handle(.workerDown(worker)) }
 
+    /// Where this incarnation of a worker listens for pages; nil where it is not registered or does
+    /// not decode.
+    func decodeEndpoint(of worker: WorkerRef) -> HostPort? {
+        guard let view = core.worker(worker.id), view.worker == worker, view.role != .prefill else { return nil }
+        return try? HostPort(view.dataEndpoint, field: "data endpoint")
+    }
+
     /// Where a worker listens for pages, for the relay.
     public func dataEndpoint(of worker: WorkerID) -> String? { core.worker(worker)?.dataEndpoint }
 }
@@ -219,7 +230,8 @@ extension CoordinatorHost: JobService {
 
     public func submit(_ submission: JobSubmission, request: JobRequestRecord, sink: any JobSink) {
         if let key = submission.idempotencyKey, let first = keys.job(of: key, of: submission.tenant) {
-            return joinOrConflict(first, request, sink)
+            if isRemembered(first) { return joinOrConflict(first, request, sink) }
+            keys.forget(first)
         }
         guard !isDraining else {
             return sink.failed(
@@ -236,6 +248,24 @@ extension CoordinatorHost: JobService {
             if request.detached { admitLazily(submission, request) }
             handle(.submitted(submission))
         }
+    }
+
+    /// Whether a job can still be joined or replayed: it lives, the core remembers its end, or the
+    /// journal does.
+    private func isRemembered(_ job: JobID) -> Bool {
+        if followers[job] != nil || core.view(job) != nil || pastAnswers[job] != nil { return true }
+        guard let record = journal?.record(of: job), let answer = record.answer,
+            let (submission, request, _) = try? JournalCodec.submission(record),
+            let past = try? JournalCodec.outcome(record, answer, promptTokens: submission.promptTokens.count)
+        else { return false }
+        requests[job] = request
+        rememberAnswer(job, past)
+        return true
+    }
+
+    private func rememberAnswer(_ job: JobID, _ past: (JobOutcome, [SampledToken])) {
+        if pastAnswers.count >= Limits.pastAnswersMax, let any = pastAnswers.keys.first { pastAnswers[any] = nil }
+        pastAnswers[job] = (outcome: past.0, tokens: past.1)
     }
 
     private func joinOrConflict(_ first: JobID, _ request: JobRequestRecord, _ sink: any JobSink) {
@@ -318,7 +348,12 @@ extension CoordinatorHost: JobService {
     }
 
     public func view(_ job: JobID) -> (view: JobView, request: JobRequestRecord)? {
-        guard let view = core.view(job), let request = requests[job] else { return nil }
+        guard let request = requests[job] else { return nil }
+        if let view = core.view(job) { return (view, request) }
+        guard let outcome = pastAnswers[job]?.outcome else { return nil }
+        let view = JobView(
+            job: job, tenant: outcome.tenant, phase: .finished, usage: outcome.usage, stamps: outcome.stamps,
+            route: outcome.route, ending: outcome.ending)
         return (view, request)
     }
 

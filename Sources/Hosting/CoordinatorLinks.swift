@@ -1,11 +1,18 @@
 import ClusterTransport
+import Glibc
 import Logging
 import Messages
 import NIOCore
+import NIOPosix
 import ServingTypes
 
 /// The control links of a coordinator: which link speaks for which worker incarnation, and who is
 /// let in. Confined to the coordinator's loop.
+///
+/// A broken link is not yet a dead worker. One that decodes keeps its jobs for `reconnectWithin`: it
+/// comes back with them and with the tokens that the old link lost. So that a process which did die
+/// costs no such wait, its page listener is asked meanwhile: where nobody listens nobody lives. A
+/// prefill worker is given up at once, since what is on its way from P to D starts anew in any case.
 public final class CoordinatorLinks {
     private let loop: any EventLoop
     private let own: WorkerRef
@@ -15,8 +22,18 @@ public final class CoordinatorLinks {
     private var server: ControlServer?
     private var workers: [ControlLinkID: WorkerRef] = [:]
     private var links: [WorkerRef: ControlLinkID] = [:]
+    /// Workers whose link broke, until they come back or are given up.
+    private var broken: [WorkerRef: Scheduled<Void>] = [:]
 
-    public init(loop: any EventLoop, own: WorkerRef, host: CoordinatorHost, log: Logger) {
+    private let reconnectWithin: TimeAmount
+
+    /// - Parameter reconnectWithin: by default twice what a worker takes to notice and to connect again
+    ///   on a quiet machine.
+    public init(
+        loop: any EventLoop, own: WorkerRef, host: CoordinatorHost, log: Logger,
+        reconnectWithin: TimeAmount = .milliseconds(300)
+    ) {
+        self.reconnectWithin = reconnectWithin
         self.loop = loop
         self.own = own
         self.host = host
@@ -55,13 +72,14 @@ public final class CoordinatorLinks {
     }
 
     /// A second link of the same incarnation replaces the first: the worker noticed the loss before
-    /// we did.
+    /// we did. The core settles what either link may have lost when the worker registers again.
     private func up(_ link: ControlLinkID, _ hello: Hello) {
         if let older = links[hello.sender] {
             workers[older] = nil
             server?.close(older, reason: "replaced by a newer link of \(hello.sender)")
-            host.workerDown(hello.sender)
         }
+        broken.removeValue(forKey: hello.sender)?.cancel()
+        for earlier in broken.keys where earlier.id == hello.sender.id { giveUp(earlier) }
         links[hello.sender] = link
         workers[link] = hello.sender
         admission.joined(hello)
@@ -72,7 +90,36 @@ public final class CoordinatorLinks {
         links[worker] = nil
         admission.left(worker)
         log.debug("control link lost", metadata: ["worker": "\(worker)", "reason": "\(reason)"])
+        guard let endpoint = host.decodeEndpoint(of: worker) else { return host.workerDown(worker) }
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        broken[worker] = loop.scheduleTask(in: reconnectWithin) { bound.value.giveUp(worker) }
+        askWhetherAnybodyListens(endpoint) { bound.value.giveUp(worker) }
+    }
+
+    private func giveUp(_ worker: WorkerRef) {
+        guard let timer = broken.removeValue(forKey: worker) else { return }
+        timer.cancel()
         host.workerDown(worker)
+    }
+
+    /// A refusal says that the process is gone; silence and an open door say nothing.
+    private func askWhetherAnybodyListens(_ endpoint: HostPort, ifRefused: @escaping @Sendable () -> Void) {
+        ClientBootstrap(group: loop).connectTimeout(reconnectWithin)
+            .connect(host: endpoint.host, port: Int(endpoint.port))
+            .whenComplete { result in
+                switch result {
+                case .success(let channel): channel.close(promise: nil)
+                case .failure(let error):
+                    if Self.isRefusal(error) { ifRefused() }
+                }
+            }
+    }
+
+    private static func isRefusal(_ error: any Error) -> Bool {
+        if let failed = error as? NIOConnectionError {
+            return !failed.connectionErrors.isEmpty && failed.connectionErrors.allSatisfy { isRefusal($0.error) }
+        }
+        return (error as? IOError)?.errnoCode == ECONNREFUSED
     }
 
     private func send(_ worker: WorkerRef, _ message: Message) {

@@ -10,6 +10,10 @@ public final class DecodeWorkerHost {
     private let driver: WorkerDriver
     private let receiver: PageReceiverServer
     private var core: DecodeWorkerCore
+    private var waiting: [DecodeEvent] = []
+    private var isHandling = false
+    /// Whether the coordinator can be told anything.
+    private var isLinked = false
 
     private init(driver: WorkerDriver, receiver: PageReceiverServer, core: DecodeWorkerCore) {
         self.driver = driver
@@ -55,15 +59,23 @@ public final class DecodeWorkerHost {
         return .accepted
     }
 
-    /// Asks the coordinator to drain this worker; it leaves when it holds nothing.
-    public func leave(within deadline: TimeSpan) { driver.sendToCoordinator(.drain(Drain(deadline: deadline))) }
+    /// Asks the coordinator to drain this worker, or drains by itself where there is none; it leaves
+    /// when it holds nothing.
+    public func leave(within deadline: TimeSpan) {
+        let drain = Message.drain(Drain(deadline: deadline))
+        if isLinked { driver.sendToCoordinator(drain) } else { handle(.coordinatorMessage(drain)) }
+    }
 
     private func control(_ event: ControlClientEvent) {
         driver.logLink(event)
         switch event {
-        case .up: handle(.coordinatorUp)
+        case .up:
+            isLinked = true
+            handle(.coordinatorUp)
         case .message(let envelope): handle(.coordinatorMessage(envelope.message))
-        case .down: handle(.coordinatorDown)
+        case .down:
+            isLinked = false
+            handle(.coordinatorDown)
         case .attemptFailed: break
         }
     }
@@ -89,8 +101,16 @@ public final class DecodeWorkerHost {
         }
     }
 
+    /// Performing an action may bring the next event, as a link that breaks when it is written to:
+    /// that one waits until all actions of this one are done.
     private func handle(_ event: DecodeEvent) {
-        for action in core.handle(event, at: driver.clock.now) { perform(action) }
+        waiting.append(event)
+        guard !isHandling else { return }
+        isHandling = true
+        defer { isHandling = false }
+        while !waiting.isEmpty {
+            for action in core.handle(waiting.removeFirst(), at: driver.clock.now) { perform(action) }
+        }
     }
 
     private func perform(_ action: DecodeAction) {

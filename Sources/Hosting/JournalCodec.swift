@@ -16,7 +16,7 @@ enum JournalCodec {
         -> JournalRecord
     {
         let message = StartDecode(
-            transfer: TransferID(job: submission.job, attempt: attempt), tenant: submission.tenant,
+            transfer: TransferID(job: submission.job, attempt: attempt), tenant: submission.pageSpace,
             tokens: submission.promptTokens, promptTokens: submission.promptTokens.count,
             pageIDs: submission.pageIDs, sampling: submission.sampling)
         return JournalRecord(
@@ -28,10 +28,12 @@ enum JournalCodec {
         guard case .startDecode(let start) = try message(record.submission) else {
             throw ServingError(.malformed, "journal: job \(record.job) holds another message than its submission")
         }
-        let (request, priority) = try request(record)
+        var (request, priority) = try request(record)
+        request.stopTokens = start.sampling.stopTokens
         let submission = JobSubmission(
             job: record.job, tenant: record.tenant, promptTokens: start.tokens, pageIDs: start.pageIDs,
-            sampling: start.sampling, priority: priority, idempotencyKey: record.key)
+            sampling: start.sampling, priority: priority, idempotencyKey: record.key,
+            pageSpace: start.tenant)
         return (submission, request, start.transfer.attempt)
     }
 
@@ -92,6 +94,7 @@ enum JournalCodec {
                     ("priority", .integer(Int64(priority))),
                     ("digest", .array([words.0, words.1, words.2, words.3].map { .string(String($0)) })),
                     ("stop", .array(request.stopStrings.map { .string($0) })),
+                    ("skip_special", .bool(request.skipsSpecialTokens)),
                 ])))
     }
 
@@ -106,7 +109,8 @@ enum JournalCodec {
             kind: kind, model: model, created: Int64(created),
             digest: PageID(digest[0], digest[1], digest[2], digest[3]),
             stopStrings: (json["stop"]?.arrayValue ?? []).compactMap(\.stringValue),
-            detached: json["detached"]?.boolValue ?? false)
+            detached: json["detached"]?.boolValue ?? false,
+            skipsSpecialTokens: json["skip_special"]?.boolValue ?? true)
         return (request, json["priority"]?.intValue ?? 0)
     }
 

@@ -10,6 +10,10 @@ public final class PrefillWorkerHost {
     private let driver: WorkerDriver
     private let relay: HostPort?
     private var core: PrefillWorkerCore
+    private var waiting: [PrefillEvent] = []
+    private var isHandling = false
+    /// Whether the coordinator can be told anything.
+    private var isLinked = false
     /// One sender per incarnation of a decode worker; a new one is made to reconnect.
     private var peers: [WorkerRef: Peer] = [:]
     private var generation: UInt64 = 0
@@ -42,21 +46,37 @@ public final class PrefillWorkerHost {
         return bound
     }
 
-    /// Asks the coordinator to drain this worker; it leaves when it holds nothing.
-    public func leave(within deadline: TimeSpan) { driver.sendToCoordinator(.drain(Drain(deadline: deadline))) }
+    /// Asks the coordinator to drain this worker, or drains by itself where there is none; it leaves
+    /// when it holds nothing.
+    public func leave(within deadline: TimeSpan) {
+        let drain = Message.drain(Drain(deadline: deadline))
+        if isLinked { driver.sendToCoordinator(drain) } else { handle(.coordinatorMessage(drain)) }
+    }
 
     private func control(_ event: ControlClientEvent) {
         driver.logLink(event)
         switch event {
-        case .up: handle(.coordinatorUp)
+        case .up:
+            isLinked = true
+            handle(.coordinatorUp)
         case .message(let envelope): handle(.coordinatorMessage(envelope.message))
-        case .down: handle(.coordinatorDown)
+        case .down:
+            isLinked = false
+            handle(.coordinatorDown)
         case .attemptFailed: break
         }
     }
 
+    /// Performing an action may bring the next event, as a link that breaks when it is written to:
+    /// that one waits until all actions of this one are done.
     private func handle(_ event: PrefillEvent) {
-        for action in core.handle(event, at: driver.clock.now) { perform(action) }
+        waiting.append(event)
+        guard !isHandling else { return }
+        isHandling = true
+        defer { isHandling = false }
+        while !waiting.isEmpty {
+            for action in core.handle(waiting.removeFirst(), at: driver.clock.now) { perform(action) }
+        }
     }
 
     private func perform(_ action: PrefillAction) {

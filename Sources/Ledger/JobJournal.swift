@@ -87,6 +87,14 @@ public final class JobJournal: @unchecked Sendable {
         }
     }
 
+    /// One job, if it is still kept. Waits for the disk, so it is for the rare question.
+    public func record(of job: JobID) -> JournalRecord? {
+        let row = try? database.read { db in
+            try Row.fetchOne(db, sql: "SELECT * FROM job WHERE id = ?", arguments: [job.description])
+        }
+        return row.flatMap { $0 }.flatMap(JournalRecord.init(row:))
+    }
+
     /// Waits until everything handed over so far is on disk.
     public func flush() {
         let settled = DispatchSemaphore(value: 0)

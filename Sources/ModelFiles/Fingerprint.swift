@@ -42,6 +42,22 @@ struct Fingerprint {
 
     mutating func add(_ value: UInt64) { absorb(value, 1, 2, 3) }
 
+    /// Bytes at the start of a tensor, and of each window inside it, that `addSamples` reads.
+    private static let headSampleBytes = 4096
+    private static let windowSampleBytes = 256
+    private static let windowCount = 16
+
+    /// Absorbs the start of a tensor's bytes and windows spread over the rest.
+    mutating func addSamples(_ bytes: UnsafeRawBufferPointer) {
+        add(UnsafeRawBufferPointer(rebasing: bytes.prefix(Self.headSampleBytes)))
+        guard bytes.count > Self.headSampleBytes else { return }
+        let stride = (bytes.count - Self.windowSampleBytes) / Self.windowCount
+        for window in 1...Self.windowCount {
+            let start = window * stride
+            add(UnsafeRawBufferPointer(rebasing: bytes[start..<start + Self.windowSampleBytes]))
+        }
+    }
+
     /// The fingerprint of everything added so far.
     func finished() -> PageID {
         var copy = self

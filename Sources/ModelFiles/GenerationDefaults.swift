@@ -32,6 +32,20 @@ public struct GenerationDefaults: Hashable, Sendable {
         if beginToken == nil { beginToken = configuration.beginToken }
     }
 
+    /// From a GGUF file's `general.sampling` keys and its tokenizer's end tokens.
+    init(_ fields: GGUFFields, endTokens: [TokenID], beginToken: TokenID?) throws(ServingError) {
+        let prefix = "general.sampling."
+        temperature = try fields.optionalNumber(prefix + "temp", 0...Double(SamplingLimits.temperatureMax)).map {
+            Float($0)
+        }
+        topK = try fields.optionalInteger(prefix + "top_k", 0...Int(Int32.max))
+        topP = try fields.optionalNumber(prefix + "top_p", 1e-6...1).map { Float($0) }
+        minP = try fields.optionalNumber(prefix + "min_p", 0...1).map { Float($0) }
+        repetitionPenalty = try fields.optionalNumber(prefix + "penalty_repeat", 1e-3...1e3).map { Float($0) }
+        self.endTokens = endTokens
+        self.beginToken = beginToken
+    }
+
     private mutating func read(_ fields: JSONFields, vocabulary: Int) throws(ServingError) {
         doSample = try fields.flag("do_sample")
         temperature = try fields.optionalNumber("temperature", 0...Double(SamplingLimits.temperatureMax)).map {

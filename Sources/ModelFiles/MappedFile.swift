@@ -10,7 +10,10 @@ final class MappedFile: @unchecked Sendable {
     let name: String
     let bytes: UnsafeRawBufferPointer
 
-    init(path: String, name: String) throws(ServingError) {
+    /// - leastBytes: how many bytes such a file has at least, in words, for messages.
+    init(
+        path: String, name: String, leastBytes: String = "the 8 of a safetensors length field"
+    ) throws(ServingError) {
         self.name = name
         let descriptor = open(path, O_RDONLY | O_CLOEXEC)
         guard descriptor >= 0 else {
@@ -18,7 +21,7 @@ final class MappedFile: @unchecked Sendable {
         }
         defer { close(descriptor) }
         let size = try regularFileSize(descriptor, name: name)
-        guard size > 0 else { throw fileFault(name, "0 bytes, fewer than the 8 of a safetensors length field") }
+        guard size > 0 else { throw fileFault(name, "0 bytes, fewer than \(leastBytes)") }
         guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE, descriptor, 0), address != MAP_FAILED else {
             throw fileFault(name, "\(size) bytes cannot be mapped (\(systemError()))")
         }

@@ -5,7 +5,7 @@ import Synchronization
 
 /// The weights of a model folder: one safetensors file, or several with an index, mapped read-only.
 /// Opening checks every header; the weights themselves are read when they are first touched.
-public final class SafetensorsWeights: TensorSource {
+public final class SafetensorsWeights: StoredWeights {
     private struct Entry {
         var tensor: SafetensorsTensor
         var shard: Int
@@ -156,11 +156,6 @@ public final class SafetensorsWeights: TensorSource {
 
     // MARK: fingerprint
 
-    /// Bytes at the start of a tensor, and of each window inside it, that the fingerprint reads.
-    private static let headSampleBytes = 4096
-    private static let windowSampleBytes = 256
-    private static let windowCount = 16
-
     /// Adds names, types, shapes and sampled bytes of all tensors, whatever files they lie in.
     func add(to fingerprint: inout Fingerprint) {
         for name in tensorNames {
@@ -169,13 +164,7 @@ public final class SafetensorsWeights: TensorSource {
             fingerprint.add(entry.tensor.type.rawValue)
             for size in entry.tensor.shape { fingerprint.add(UInt64(size)) }
             let bytes = UnsafeRawBufferPointer(rebasing: shards[entry.shard].bytes[entry.tensor.range])
-            fingerprint.add(UnsafeRawBufferPointer(rebasing: bytes.prefix(Self.headSampleBytes)))
-            guard bytes.count > Self.headSampleBytes else { continue }
-            let stride = (bytes.count - Self.windowSampleBytes) / Self.windowCount
-            for window in 1...Self.windowCount {
-                let start = window * stride
-                fingerprint.add(UnsafeRawBufferPointer(rebasing: bytes[start..<start + Self.windowSampleBytes]))
-            }
+            fingerprint.addSamples(bytes)
         }
     }
 }

@@ -12,6 +12,8 @@ public struct Tokenizer: Sendable {
     private var tokenOfOddText: [ByteString: UInt32] = [:]
     private var tokenOfAddedText: [ByteString: UInt32] = [:]
     private var merges: MergeTable
+    /// Takes the place of merges and pre-tokenizers where it is set.
+    private let sentencePiece: SentencePieceBPE?
     private var addedTokens: [TokenizerModel.AddedToken]
     private var rawMatcher = AddedTokenMatcher()
     private var normalizedMatcher = AddedTokenMatcher()
@@ -39,12 +41,15 @@ public struct Tokenizer: Sendable {
         ignoresMergesForKnownWords = model.ignoresMergesForKnownWords
         addedTokens = model.addedTokens
         merges = MergeTable(tokenOfByte: [], mergesCapacity: 0)
+        sentencePiece = try model.sentencePiece.map { pieces throws(ServingError) in
+            try SentencePieceBPE(model, pieces)
+        }
         bosToken = model.bosToken.map { TokenID($0) }
         eosToken = model.eosToken.map { TokenID($0) }
         prefixTokens = model.prefixTokens.map { TokenID($0) }
         suffixTokens = model.suffixTokens.map { TokenID($0) }
         try indexVocabulary(model)
-        try indexMerges(model)
+        if sentencePiece == nil { try indexMerges(model) }
         indexAddedTokens()
         for token in [bosToken, eosToken].compactMap({ $0 }) + prefixTokens + suffixTokens
         where Int(token.value) >= vocabularySize {
@@ -69,7 +74,7 @@ public struct Tokenizer: Sendable {
     public func id(of text: String) -> TokenID? {
         let raw = ByteString(Array(text.utf8))
         if let id = tokenOfAddedText[raw] { return TokenID(id) }
-        if let bytes = ByteAlphabet.bytes(of: text) { return tokenOfBytes[ByteString(bytes)].map { TokenID($0) } }
+        if sentencePiece == nil, let bytes = ByteAlphabet.bytes(of: text) { return tokenOfBytes[ByteString(bytes)].map { TokenID($0) } }
         return tokenOfOddText[raw].map { TokenID($0) }
     }
 
@@ -130,7 +135,12 @@ public struct Tokenizer: Sendable {
         for piece in pieces(source, range, normalizedMatcher, parseSpecial: parseSpecial) {
             switch piece {
             case .token(let token): tokens.append(token)
-            case .text(let range): encodeWords(source, range, &cache, &tokens)
+            case .text(let range):
+                if let sentencePiece {
+                    sentencePiece.encode(source.bytes[range], into: &tokens)
+                } else {
+                    encodeWords(source, range, &cache, &tokens)
+                }
             }
         }
     }
@@ -268,6 +278,7 @@ extension Tokenizer {
         try check(model.merges.count, TokenizerLimits.mergesMax, "merges", "model.merges")
         try check(model.addedTokens.count, TokenizerLimits.addedTokensMax, "tokens", "added_tokens")
         for entry in model.vocabulary { try check(entry.id, entry.text, "model.vocab") }
+        for token in model.sentencePiece?.byteTokens ?? [] { try check(token.id, token.text, "model.vocab") }
         for token in model.addedTokens { try check(token.id, token.content, "added_tokens") }
     }
 
@@ -289,8 +300,10 @@ extension Tokenizer {
     }
 
     private mutating func indexVocabulary(_ model: TokenizerModel) throws(ServingError) {
+        let byteTokens = model.sentencePiece?.byteTokens ?? []
         let highest = max(
-            model.vocabulary.lazy.map(\.id).max() ?? 0, model.addedTokens.lazy.map(\.id).max() ?? 0)
+            model.vocabulary.lazy.map(\.id).max() ?? 0, model.addedTokens.lazy.map(\.id).max() ?? 0,
+            byteTokens.lazy.map(\.id).max() ?? 0)
         var spelled = [[UInt8]?](repeating: nil, count: Int(highest) + 1)
         special = [Bool](repeating: false, count: spelled.count)
         tokenOfBytes.reserveCapacity(model.vocabulary.count)
@@ -298,7 +311,10 @@ extension Tokenizer {
             guard spelled[Int(entry.id)] == nil else {
                 throw fileError("model.vocab gives the id \(entry.id) twice", field: "model.vocab")
             }
-            if let bytes = ByteAlphabet.bytes(of: entry.text) {
+            if model.sentencePiece != nil {
+                tokenOfOddText[ByteString(Array(entry.text.utf8))] = entry.id
+                spelled[Int(entry.id)] = SentencePieceBPE.spelledBytes(entry.text)
+            } else if let bytes = ByteAlphabet.bytes(of: entry.text) {
                 tokenOfBytes[ByteString(bytes)] = entry.id
                 spelled[Int(entry.id)] = bytes
             } else {
@@ -307,10 +323,14 @@ extension Tokenizer {
                 spelled[Int(entry.id)] = raw
             }
         }
+        for token in byteTokens {
+            tokenOfOddText[ByteString(Array(token.text.utf8))] = token.id
+            spelled[Int(token.id)] = [token.byte]
+        }
         for token in model.addedTokens {
             let raw = Array(token.content.utf8)
             tokenOfAddedText[ByteString(raw)] = token.id
-            spelled[Int(token.id)] = Self.decodedAddedToken(token.content)
+            spelled[Int(token.id)] = model.sentencePiece == nil ? Self.decodedAddedToken(token.content) : raw
             special[Int(token.id)] = special[Int(token.id)] || token.special
         }
         tokenEnds.reserveCapacity(spelled.count)

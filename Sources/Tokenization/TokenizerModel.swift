@@ -1,8 +1,10 @@
 import ServingTypes
 
-/// A byte-level BPE tokenizer as plain values, from whatever file it was read.
+/// A BPE tokenizer as plain values, from whatever file it was read: byte-level, or SentencePiece's
+/// where `sentencePiece` is set.
 public struct TokenizerModel: Sendable {
-    /// One entry of the vocabulary, spelled in GPT-2's byte alphabet (`Ġthe` is a space and `the`).
+    /// One entry of the vocabulary, spelled in GPT-2's byte alphabet (`Ġthe` is a space and `the`), or,
+    /// for SentencePiece, as text with U+2581 for a space.
     public struct Entry: Sendable, Hashable {
         public var text: String
         public var id: UInt32
@@ -46,6 +48,34 @@ public struct TokenizerModel: Sendable {
         }
     }
 
+    /// What a SentencePiece-style BPE has instead of merges and pre-tokenizers.
+    public struct SentencePiece: Sendable, Hashable {
+        /// A token that stands for one byte (`<0x0A>`).
+        public struct ByteToken: Sendable, Hashable {
+            public var byte: UInt8
+            public var id: UInt32
+            /// As the file spells it.
+            public var text: String
+
+            public init(byte: UInt8, id: UInt32, text: String) {
+                self.byte = byte
+                self.id = id
+                self.text = text
+            }
+        }
+
+        /// By token id; of all possible merges the one whose result has the highest score goes first.
+        public var scores: [Float] = []
+        /// What characters outside the vocabulary become.
+        public var byteTokens: [ByteToken] = []
+        /// What such a character becomes where a byte token is missing; nil drops it.
+        public var unknownToken: UInt32?
+        /// A space goes before the text and before what follows an added token.
+        public var addsSpacePrefix = true
+
+        public init() {}
+    }
+
     public var vocabulary: [Entry] = []
     public var merges: [Merge] = []
     public var addedTokens: [AddedToken] = []
@@ -57,6 +87,9 @@ public struct TokenizerModel: Sendable {
     public var normalizesNFC = false
     /// A word that is itself in the vocabulary is that token, whatever the merges say.
     public var ignoresMergesForKnownWords = false
+    /// Set for a SentencePiece-style BPE; `merges`, `preTokenizers`, `addsPrefixSpace` and
+    /// `ignoresMergesForKnownWords` then mean nothing.
+    public var sentencePiece: SentencePiece?
     /// Put around encoded text when special tokens are asked for.
     public var prefixTokens: [UInt32] = []
     public var suffixTokens: [UInt32] = []

@@ -1,7 +1,9 @@
 """The official OpenAI client (PyPI `openai`) against a running Tandem, unchanged.
 
-Usage: openai_client_test.py BASE_URL [--api-key KEY] [--model NAME]
+Usage: openai_client_test.py BASE_URL [--api-key KEY] [--model NAME] [--set SET]
 BASE_URL ends in /v1. Prints one line per check and exits 1 at the first that fails.
+Sets of checks, by what the cluster is like: `plain` (no keys; every worker is there), `keys` (a file of
+API keys holds KEY, scope infer) and `full` (no worker, and a queue of one job).
 """
 
 import argparse
@@ -14,12 +16,16 @@ import urllib.request
 
 import openai
 
-CHECKS = []
+CHECKS = {"plain": [], "keys": [], "full": []}
 
 
 def check(function):
-    CHECKS.append(function)
+    CHECKS["plain"].append(function)
     return function
+
+
+def check_of(name):
+    return CHECKS[name].append
 
 
 class Context:
@@ -34,6 +40,22 @@ class Context:
         request = urllib.request.Request(root + path, headers={"authorization": f"Bearer {self.api_key}"})
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.loads(answer.read())
+
+
+    def pages_are_back(self):
+        """Every block of every worker is free, or cached and evictable."""
+        workers = self.get("/admin/cluster")["workers"]
+        blocks = [worker["load"]["blocks"] for worker in workers]
+        return all(one["total"] > 0 and one["free"] + one["evictable"] == one["total"] for one in blocks)
+
+
+def raises(kind, call):
+    """The error that a call ends in, which must be of this class."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"the call was taken, not refused with {kind.__name__}")
 
 
 def wait_for(condition, seconds=20):
@@ -90,6 +112,51 @@ def the_same_seed_gives_the_same_text(context):
 
 
 @check
+def another_seed_gives_another_text(context):
+    asked = dict(model=context.model, prompt="The old king", max_tokens=24, temperature=1)
+    texts = {context.client.completions.create(seed=seed, **asked).choices[0].text for seed in range(4)}
+    assert len(texts) > 1, texts
+
+
+@check
+def several_choices_of_one_seed_differ_and_repeat(context):
+    asked = dict(model=context.model, prompt="The old king", n=3, max_tokens=24, temperature=1, seed=11)
+    first = context.client.completions.create(**asked)
+    texts = [choice.text for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2] and len(set(texts)) > 1, texts
+    assert [choice.text for choice in context.client.completions.create(**asked).choices] == texts
+    streamed = ["", "", ""]
+    for chunk in context.client.completions.create(stream=True, **asked):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == texts
+    lone = context.client.completions.create(**{**asked, "n": 1})
+    assert first.usage.prompt_tokens == lone.usage.prompt_tokens
+    assert first.usage.completion_tokens == 3 * 24 or any(c.finish_reason == "stop" for c in first.choices)
+
+
+@check
+def a_bias_forbids_a_token_and_forces_another(context):
+    asked = dict(model=context.model, prompt="Once upon a time", max_tokens=6, temperature=0)
+    root = context.base_url[: -len("/v1")]
+
+    def tokens(text):
+        request = urllib.request.Request(
+            f"{root}/tokenize", data=json.dumps({"prompt": text}).encode(),
+            headers={"authorization": f"Bearer {context.api_key}", "content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.loads(answer.read())["tokens"]
+
+    free = context.client.completions.create(**asked).choices[0].text
+    barred = context.client.completions.create(logit_bias={str(tokens(free)[0]): -100}, **asked).choices[0].text
+    assert tokens(barred)[0] != tokens(free)[0], (free, barred)
+    wanted = tokens(" king")
+    assert len(wanted) == 1, wanted
+    forced = context.client.completions.create(logit_bias={str(wanted[0]): 100}, **asked).choices[0].text
+    assert forced == " king" * 6, forced
+
+
+@check
 def several_choices_have_their_indices(context):
     answer = context.client.completions.create(
         model=context.model, prompt=["One", "Two"], n=2, max_tokens=4, echo=True, seed=1
@@ -108,6 +175,10 @@ def logprobs_come_in_the_shape_of_completions(context):
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) >= 1
     assert all(value <= 0 for value in logprobs.token_logprobs)
     assert all(len(top) >= 2 for top in logprobs.top_logprobs)
+    assert "".join(logprobs.tokens) == answer.choices[0].text
+    assert logprobs.text_offset[0] == 0 and logprobs.text_offset == sorted(logprobs.text_offset)
+    greedy = [max(top, key=top.get) for top in logprobs.top_logprobs]
+    assert greedy == logprobs.tokens, (greedy, logprobs.tokens)
 
 
 @check
@@ -120,6 +191,9 @@ def a_stop_string_is_not_in_the_text(context):
     answer = context.client.completions.create(stop=[stop], **asked)
     assert answer.choices[0].text == text[: text.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens < 32
+    streamed = context.client.completions.create(stop=[stop], stream=True, **asked)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
 
 
 def chat_is_served(context):
@@ -156,6 +230,21 @@ def a_chat_streams_its_role_its_text_and_its_reason(context):
     assert (role, text, reason) == ("assistant", whole.choices[0].message.content, whole.choices[0].finish_reason)
     scored = context.client.chat.completions.create(logprobs=True, top_logprobs=2, **asked)
     assert len(scored.choices[0].logprobs.content[0].top_logprobs) == 2
+    assert scored.choices[0].message.content == whole.choices[0].message.content
+
+
+@check
+def a_chat_takes_what_the_context_leaves(context):
+    card = context.client.models.retrieve(context.model)
+    answer = context.client.chat.completions.create(
+        model=context.model, messages=[{"role": "user", "content": "Tell me a story."}], seed=3,
+    )
+    usage = answer.usage
+    if answer.choices[0].finish_reason == "length":
+        assert usage.total_tokens == card.max_model_len, usage
+    else:
+        assert usage.total_tokens <= card.max_model_len, usage
+    assert "<|" not in answer.choices[0].message.content
 
 
 @check
@@ -175,6 +264,16 @@ def errors_have_their_classes(context):
             assert error.request_id
         else:
             raise AssertionError(f"{asked} was taken")
+    for messages, field in [([], "messages"), ([{"role": "user"}], "messages[0].content"),
+                            ([{"role": "pilot", "content": "a"}], "messages[0].role")]:
+        error = raises(
+            openai.BadRequestError,
+            lambda: client.chat.completions.create(model=context.model, messages=messages),
+        )
+        assert error.param == field and field in error.message, error.body
+    error = raises(openai.APIStatusError, lambda: client.completions.create(model=context.model, prompt="a" * (9 << 20)))
+    assert error.status_code == 413 and error.code == "request_too_large", error
+    raises(openai.NotFoundError, lambda: client.models.retrieve("no-such-model"))
 
 
 @check
@@ -204,6 +303,7 @@ def a_timeout_leaves_the_job(context):
         return all(job["phase"] == "finished" for job in jobs)
 
     assert wait_for(all_new_ended)
+    assert wait_for(context.pages_are_back)
 
 
 @check
@@ -216,6 +316,8 @@ def closing_a_stream_cancels_its_job(context):
         break
     stream.close()
     assert wait_for(lambda: context.get(f"/v1/jobs/{job}")["phase"] == "finished")
+    assert context.get(f"/v1/jobs/{job}")["status"] == "cancelled"
+    assert wait_for(context.pages_are_back)
 
 
 @check
@@ -303,14 +405,40 @@ def the_asynchronous_client_cancels_too(context):
     assert wait_for(lambda: context.get(f"/v1/jobs/{job}")["phase"] == "finished")
 
 
+@check_of("keys")
+def keys_have_their_classes(context):
+    client = context.client.with_options(max_retries=0)
+    assert client.completions.create(model=context.model, prompt="Once", max_tokens=2).choices
+    wrong = client.with_options(api_key="not-a-key")
+    error = raises(openai.AuthenticationError, lambda: wrong.models.list())
+    assert error.status_code == 401 and error.code == "unauthorized", error.body
+    root = client.with_options(base_url=context.base_url[: -len("/v1")])
+    error = raises(openai.PermissionDeniedError, lambda: root.get("/admin/cluster", cast_to=object))
+    assert error.status_code == 403, error.body
+
+
+@check_of("full")
+def a_full_queue_is_a_rate_limit(context):
+    client = context.client.with_options(max_retries=0, timeout=30)
+    asked = dict(model=context.model, prompt="Once upon a time", max_tokens=2)
+    first = client.completions.create(stream=True, **asked)
+    job = first.response.headers["x-tandem-job-id"]
+    error = raises(openai.RateLimitError, lambda: client.completions.create(**asked))
+    assert error.response.headers["retry-after"] and error.code == "queue_full", error.body
+    first.close()
+    assert wait_for(lambda: context.get(f"/v1/jobs/{job}")["phase"] == "finished")
+    client.completions.create(stream=True, **asked).close()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("base_url")
     parser.add_argument("--api-key", default="none")
     parser.add_argument("--model")
+    parser.add_argument("--set", choices=list(CHECKS), default="plain")
     arguments = parser.parse_args()
     context = Context(arguments.base_url, arguments.api_key, arguments.model)
-    for function in CHECKS:
+    for function in CHECKS[arguments.set]:
         name = function.__name__.replace("_", " ")
         try:
             function(context)
@@ -318,7 +446,7 @@ def main():
             print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
             return 1
         print(f"ok {name}", flush=True)
-    print(f"{len(CHECKS)} checks with openai {openai.__version__}")
+    print(f"{len(CHECKS[arguments.set])} checks with openai {openai.__version__}")
     return 0
 
 

@@ -71,6 +71,8 @@ final class Tally: Sendable {
             return total
         }
     }
+
+    var count: Int { total.withLock { $0 } }
 }
 
 /// Does something the first time a count is reached.

@@ -48,15 +48,19 @@ struct TestClient: Sendable {
         return request
     }
 
-    /// Streams a completion to its end. `onPiece` sees the number of pieces so far.
+    /// Streams a completion to its end. `onPiece` sees the number of pieces so far; the client leaves
+    /// where it throws.
     func stream(
         _ prompt: String, maxTokens: Int, seed: Int, tenant: String = "default", temperature: Double = 0.9,
-        headers: [(String, String)] = [], onPiece: (@Sendable (Int) async -> Void)? = nil
+        more: [(String, JSONValue)] = [], headers: [(String, String)] = [],
+        onPiece: (@Sendable (Int) async throws -> Void)? = nil
     ) async throws -> Completion {
-        let body = JSONObject([
-            ("prompt", .string(prompt)), ("max_tokens", .integer(Int64(maxTokens))), ("seed", .integer(Int64(seed))),
-            ("temperature", .number(temperature)), ("stream", .bool(true)), ("ignore_eos", .bool(true)),
-        ])
+        let body = JSONObject(
+            [
+                ("prompt", .string(prompt)), ("max_tokens", .integer(Int64(maxTokens))),
+                ("seed", .integer(Int64(seed))), ("temperature", .number(temperature)), ("stream", .bool(true)),
+                ("ignore_eos", .bool(true)),
+            ] + more)
         return try await follow(
             request("/v1/completions", "POST", .object(body), headers + [("x-tandem-tenant", tenant)]), onPiece)
     }
@@ -66,13 +70,13 @@ struct TestClient: Sendable {
         try await follow(request("/v1/jobs/\(job)/events?offset=0", "GET", nil, []), nil)
     }
 
-    private func follow(_ request: HTTPClientRequest, _ onPiece: (@Sendable (Int) async -> Void)?) async throws
+    private func follow(_ request: HTTPClientRequest, _ onPiece: (@Sendable (Int) async throws -> Void)?) async throws
         -> Completion
     {
         let response = try await HTTPClient.shared.execute(request, timeout: .seconds(180))
         guard response.status.code == 200 else {
             let body = try await response.body.collect(upTo: 1 << 20)
-            throw TestFailure("status \(response.status.code): \(String(buffer: body))")
+            throw ServerRefusal(description: "status \(response.status.code): \(String(buffer: body))")
         }
         var completion = Completion(
             job: response.headers.first(name: "x-tandem-job-id") ?? "", text: "", finishReason: nil, pieces: 0)
@@ -85,7 +89,7 @@ struct TestClient: Sendable {
                 guard line.hasPrefix("data: ") else { continue }
                 if line == "data: [DONE]" { return completion }
                 try Self.add(line.dropFirst(6), to: &completion)
-                await onPiece?(completion.pieces)
+                try await onPiece?(completion.pieces)
             }
         }
         throw TestFailure("the stream of job \(completion.job) ended without [DONE] after \(completion.pieces) pieces")
@@ -93,12 +97,19 @@ struct TestClient: Sendable {
 
     private static func add(_ data: Substring, to completion: inout Completion) throws {
         let event = try JSON.parse(Array(data.utf8))
-        if let message = event["error"]?["message"]?.stringValue { throw TestFailure("in-stream error: \(message)") }
+        if let message = event["error"]?["message"]?.stringValue {
+            throw ServerRefusal(description: "in-stream error: \(message)")
+        }
         guard let choice = event["choices"]?.arrayValue?.first else { return }
         completion.text += choice["text"]?.stringValue ?? choice["delta"]?["content"]?.stringValue ?? ""
         completion.finishReason = choice["finish_reason"]?.stringValue ?? completion.finishReason
         completion.pieces += 1
     }
+}
+
+/// The server said no, as opposed to a connection that broke.
+struct ServerRefusal: Error, CustomStringConvertible {
+    var description: String
 }
 
 /// Prompts long enough to fill many blocks, all different.

@@ -8,7 +8,7 @@ import Testing
 /// A real cluster on loopback for one test: the programs beside the test bundle, one process each,
 /// with a fault proxy on every control link and every page link.
 final class TestCluster: @unchecked Sendable {
-    // `@unchecked`: tests drive a cluster from one task; helpers that run beside it only read.
+    // `@unchecked`: what changes after the start is only touched under `lock`.
 
     struct Shape {
         var prefill = 1
@@ -17,6 +17,8 @@ final class TestCluster: @unchecked Sendable {
         var coordinatorArguments: [String] = []
         var workerArguments: [String] = []
         var journal = false
+        /// Blocks in each worker's pool.
+        var blocks = 512
     }
 
     let seed: UInt64
@@ -25,12 +27,16 @@ final class TestCluster: @unchecked Sendable {
     let httpPort: UInt16
     private let controlPort: UInt16
     private let relayPort: UInt16
+    private let lock = NSRecursiveLock()
     private var programs: [String: Program] = [:]
-    /// Worker -> coordinator, by worker.
-    private(set) var controlProxies: [String: FaultProxy] = [:]
-    /// Prefill -> decode, by decode worker.
-    private(set) var pageProxies: [String: FaultProxy] = [:]
+    private var controls: [String: FaultProxy] = [:]
+    private var pages: [String: FaultProxy] = [:]
     private var dataPorts: [String: UInt16] = [:]
+
+    /// Worker -> coordinator, by worker.
+    var controlProxies: [String: FaultProxy] { lock.withLock { controls } }
+    /// Prefill -> decode, by decode worker.
+    var pageProxies: [String: FaultProxy] { lock.withLock { pages } }
 
     static let readyWithin: Duration = .seconds(60)
 
@@ -83,42 +89,61 @@ final class TestCluster: @unchecked Sendable {
     }
 
     func startWorker(_ name: String) throws {
+        try lock.withLock { try startWorkerLocked(name) }
+    }
+
+    /// Unless somebody else has.
+    func startWorkerIfGone(_ name: String) throws {
+        try lock.withLock { if !isRunning(name) { try startWorkerLocked(name) } }
+    }
+
+    private func startWorkerLocked(_ name: String) throws {
         let control =
-            try controlProxies[name]
-            ?? FaultProxy(seed: seed &+ UInt64(controlProxies.count)) { [controlPort] in controlPort }
-        controlProxies[name] = control
+            try controls[name]
+            ?? FaultProxy(seed: seed &+ UInt64(controls.count)) { [controlPort] in controlPort }
+        controls[name] = control
         var arguments = [
             "--supervised", "--name", name, "--model", Paths.model, "--coordinator", "127.0.0.1:\(control.port)",
-            "--relay", "127.0.0.1:\(relayPort)", "--threads", "1", "--blocks", "512",
+            "--relay", "127.0.0.1:\(relayPort)", "--threads", "1", "--blocks", "\(shape.blocks)",
         ]
         if name.hasPrefix("prefill") {
             try start(name, "tandem-prefill", arguments + shape.workerArguments)
         } else {
             let port = try dataPorts[name] ?? Ports.free()
             dataPorts[name] = port
-            let pages = try pageProxies[name] ?? FaultProxy(seed: seed &+ 1000 &+ UInt64(pageProxies.count)) { port }
-            pageProxies[name] = pages
-            arguments += ["--data-port", "\(port)", "--advertise", "127.0.0.1:\(pages.port)"]
+            let proxy = try pages[name] ?? FaultProxy(seed: seed &+ 1000 &+ UInt64(pages.count)) { port }
+            pages[name] = proxy
+            arguments += ["--data-port", "\(port)", "--advertise", "127.0.0.1:\(proxy.port)"]
             if name.hasPrefix("mixed") { arguments += ["--role", "mixed"] }
             try start(name, "tandem-decode", arguments + shape.workerArguments)
         }
     }
 
     private func start(_ name: String, _ program: String, _ arguments: [String]) throws {
-        programs[name] = try Program(
+        let process = try Program(
             path: Paths.products.appendingPathComponent(program), arguments: arguments,
             log: folder.appendingPathComponent("\(name).log"))
+        lock.withLock { programs[name] = process }
     }
 
-    func signal(_ name: String, _ number: Int32) { programs[name]?.signal(number) }
+    private func process(_ name: String) -> Program? { lock.withLock { programs[name] } }
+
+    func signal(_ name: String, _ number: Int32) { process(name)?.signal(number) }
 
     /// `kill -9`, and waits until the kernel has done it.
     func kill(_ name: String) {
-        programs[name]?.signal(SIGKILL)
-        programs[name]?.waitUntilExit()
+        let process = process(name)
+        process?.signal(SIGKILL)
+        process?.waitUntilExit()
     }
 
-    func isRunning(_ name: String) -> Bool { programs[name]?.isRunning ?? false }
+    func isRunning(_ name: String) -> Bool { process(name)?.isRunning ?? false }
+
+    /// Which process runs under this name; nil where none does.
+    func processID(_ name: String) -> Int32? {
+        guard let process = process(name), process.isRunning else { return nil }
+        return process.processID
+    }
 
     private func tearDown() {
         for program in programs.values {
@@ -149,15 +174,15 @@ final class TestCluster: @unchecked Sendable {
     }
 
     /// Every block of every worker is free or evictable: nothing leaked (invariant I3).
-    func waitUntilPagesAreBack() async throws {
-        try await wait("all pages back in their pools") { [self] in
+    func waitUntilPagesAreBack(within limit: Duration = TestCluster.readyWithin) async throws {
+        try await wait("all pages back in their pools", within: limit) { [self] in
             guard let snapshot = try? await client.get("/admin/cluster"),
                 let workers = snapshot["workers"]?.arrayValue, !workers.isEmpty
             else { return false }
             return workers.allSatisfy { worker in
                 let blocks = worker["load"]?["blocks"]
                 func count(_ name: String) -> Int { blocks?[name]?.intValue ?? -1 }
-                return count("total") == 512 && count("free") + count("evictable") == 512
+                return count("total") == shape.blocks && count("free") + count("evictable") == shape.blocks
             }
         }
     }
@@ -203,6 +228,7 @@ private final class Program {
     }
 
     var isRunning: Bool { process.isRunning }
+    var processID: Int32 { process.processIdentifier }
     func signal(_ number: Int32) { if process.isRunning { Glibc.kill(process.processIdentifier, number) } }
     func waitUntilExit() { process.waitUntilExit() }
 }

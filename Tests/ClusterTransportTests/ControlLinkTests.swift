@@ -56,6 +56,16 @@ import WireCodec
         try server.stop()
     }
 
+    @Test func aCoordinatorThatSaysNothingIsCutOffAndConnectedAnew() throws {
+        let server = TestServer(loop)
+        let client = TestClient(loop, port: try server.start(), silenceMax: .milliseconds(30))
+        try client.waitUp(3)
+        let reason = try client.log.wait("down") { if case .down(let reason) = $0 { reason } else { nil } }
+        #expect(reason == "The coordinator said nothing for 30 ms.")
+        try client.stop()
+        try server.stop()
+    }
+
     @Test func aRefusedHelloBringsTheSentenceAndIsTriedAgain() throws {
         let server = TestServer(loop)
         let client = TestClient(
@@ -211,10 +221,11 @@ private struct TestClient {
     let log = EventLog<ControlClientEvent>()
     let client: ControlClient
 
-    init(_ loop: any EventLoop, port: Int, hello: Hello = Fixture.hello()) {
+    init(_ loop: any EventLoop, port: Int, hello: Hello = Fixture.hello(), silenceMax: TimeSpan = .seconds(60)) {
         var configuration = ControlClient.Configuration(host: "127.0.0.1", port: port, hello: hello, seed: 1)
         configuration.backoffFirst = .milliseconds(5)
         configuration.backoffMax = .milliseconds(20)
+        configuration.silenceMax = silenceMax
         client = ControlClient(configuration: configuration, loop: loop, onEvent: { [log] in log.add($0) })
         client.start()
     }

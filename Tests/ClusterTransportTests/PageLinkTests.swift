@@ -172,7 +172,7 @@ import WireCodec
         let page = TestPages.contents(0, 1000)
         try raw.send(RawSender.push(one, block: 0, payload: page))
         try raw.socket.send(Array(page[..<500]))
-        while receiver.server.landings.threadsInside(one) == 0 { usleep(500) }
+        try receiver.waitInside(one)
         receiver.server.closeLanding(one)
         try waitReleased(receiver, one)
         #expect(receiver.server.landings.threadsInside(one) == 0)
@@ -206,7 +206,7 @@ import WireCodec
         let page = TestPages.contents(0, 1000)
         try stuck.send(RawSender.push(one, block: 0, payload: page))
         try stuck.socket.send(Array(page[..<500]))
-        while receiver.server.landings.threadsInside(one) == 0 { usleep(500) }
+        try receiver.waitInside(one)
         let fresh = TestSender(port: receiver.port)
         fresh.push(one, blocks: 0..<1)
         fresh.sender.start()

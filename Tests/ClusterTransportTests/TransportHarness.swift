@@ -135,6 +135,15 @@ struct TestReceiver {
             transfer, source: Fixture.prefill, pages: blocks.map { LandingPage(block: $0, slot: BlockSlot($0)) })
     }
 
+    /// Until a receiver's thread writes to one of the transfer's slots.
+    func waitInside(_ transfer: TransferID) throws {
+        let patience = Date(timeIntervalSinceNow: 20)
+        while server.landings.threadsInside(transfer) == 0 {
+            try #require(Date() < patience, "no thread entered a slot of \(transfer)")
+            usleep(500)
+        }
+    }
+
     func waitLanded(_ count: Int) throws {
         try log.wait("pageLanded", count: count) { if case .pageLanded = $0 { true } else { false } }
     }
@@ -197,6 +206,7 @@ struct RawSender {
     }
 
     func receive() throws -> Message? {
+        reader.deadline = TransportClock.now + .seconds(20)
         guard let prefix = try reader.prefix() else { return nil }
         return try reader.envelope(prefix).message
     }

@@ -66,6 +66,31 @@ struct MembershipTests {
         #expect(bench.emitted == [9])
     }
 
+    @Test func aDrainGoesOnOverANewLink() {
+        var bench = Bench()
+        bench.up("p0")
+        let decode = bench.up("d0")
+        bench.handle(.drain(decode.id, deadline: .seconds(1)))
+        bench.up("d0")
+        bench.submit(1)
+        #expect(bench.core.worker(decode.id)?.state == .draining && bench.reserved.isEmpty)
+        bench.say(decode, .drainDone(DrainDone()))
+        #expect(bench.drained == [decode.id])
+    }
+
+    @Test func aWorkerThatRefusesBecauseItLeavesIsNotAskedAgain() {
+        var bench = Bench()
+        bench.up("p0")
+        let decode = bench.up("d0")
+        bench.submit(1)
+        bench.say(
+            decode, .reserveNack(ReserveNack(transfer: bench.transfer(1), reason: .draining, freeBlocks: 8)))
+        bench.submit(2)
+        #expect(bench.core.worker(decode.id)?.state == .draining && bench.reserved.isEmpty)
+        let other = bench.up("d1")
+        #expect(Set(bench.reserved.map(\.worker)) == [other])
+    }
+
     @Test func silenceMakesASuspectAndThenADeadWorker() {
         var bench = Bench()
         let decode = bench.up("d0")

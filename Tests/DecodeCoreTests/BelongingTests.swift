@@ -42,6 +42,24 @@ import Testing
         #expect(held(bench) == [id(1)], "its last tokens are on the way, so it counts as held")
         #expect(bench.steps.flatMap { $0.tokens.map(\.token) } == FakeEngine.output(of: tokens, bench.sampling(4)))
         #expect(bench.steps.last?.end == .finished(.length))
+    }
+
+    @Test func tokensThatABreakingLinkMayHaveLostAreSaidAgain() {
+        var bench = DecodeBench()
+        let tokens = prompt(3)
+        bench.start(id(1), tokens, max: 2)
+        bench.finishStep()
+        let first = bench.steps
+        bench.wait(600)
+        bench.finishStep()
+        let second = bench.steps
+        #expect(first.count == 1 && second.last?.end == .finished(.length))
+        bench.wait(500)
+        bench.send(.coordinatorDown)
+        bench.send(.coordinatorUp)
+        #expect(held(bench) == [id(1)], "its end may be lost, so it counts as held")
+        #expect(bench.steps == second, "what is older has arrived")
+        bench.wait(1001)
         bench.send(.coordinatorDown)
         bench.send(.coordinatorUp)
         #expect(held(bench) == [])

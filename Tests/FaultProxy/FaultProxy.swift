@@ -45,6 +45,8 @@ public final class FaultProxy: Sendable {
         public var cuts = 0
         public var flippedBits = 0
         public var refusedConnections = 0
+        /// Times that bytes met a fault, whatever it did to them.
+        public var disturbances = 0
     }
 
     public let port: UInt16
@@ -144,6 +146,7 @@ public final class FaultProxy: Sendable {
             let fault = state.withLock { $0.stopped ? LinkFault.cutAfter(bytes: 0) : $0.faults[direction] ?? .none }
             var piece = rest
             var cut = false
+            if fault != .none { state.withLock { $0.counts.disturbances += 1 } }
             switch fault {
             case .none: break
             case .stall:

@@ -57,7 +57,8 @@ import Testing
     }
 
     private let request = JobRequestRecord(
-        kind: .chat, model: "m", created: 17, digest: PageID(.max, 1, 2, 3), stopStrings: ["\n\n", "é"], detached: true)
+        kind: .chat, model: "m", created: 17, digest: PageID(.max, 1, 2, 3), stopStrings: ["\n\n", "é"], detached: true,
+        stopTokens: [TokenID(1), TokenID(2)], skipsSpecialTokens: false)
 
     @Test func aSubmissionComesBackAsItWas() throws {
         let record = try JournalCodec.record(submission(), request, attempt: Attempt(4))

@@ -92,6 +92,16 @@ private final class Verdicts: Sendable {
         }
     }
 
+    @Test func oneJobIsFoundByItsId() throws {
+        try withScratchFile { path in
+            let journal = try JobJournal(path: path)
+            journal.admit(record(1, key: "a"), done: nil)
+            journal.flush()
+            #expect(journal.record(of: JobID(high: 7, low: 1)) == record(1, key: "a"))
+            #expect(journal.record(of: JobID(high: 7, low: 2)) == nil)
+        }
+    }
+
     @Test func aWithdrawnJobIsGone() throws {
         try withScratchFile { path in
             let journal = try JobJournal(path: path)

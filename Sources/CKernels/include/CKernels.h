@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "CDequant.h"
+
 #if defined(__clang__)
 #pragma clang assume_nonnull begin
 #endif
