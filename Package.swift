@@ -62,6 +62,12 @@ let drivers: [Target] = [
             .product(name: "Crypto", package: "swift-crypto"), .product(name: "Logging", package: "swift-log"),
         ] + nio),
     .target(
+        name: "Simulation",
+        dependencies: [
+            "ServingTypes", "Messages", "KVPaging", "Scheduling", "ServingMetrics", "CoordinatorCore", "PrefillCore",
+            "DecodeCore",
+        ]),
+    .target(
         name: "LocalSupervisor",
         dependencies: [
             "ServingTypes", "BoundedJSON", .product(name: "Logging", package: "swift-log"),
@@ -75,7 +81,8 @@ let programs: [Target] = [
     .executableTarget(
         name: "tandem",
         dependencies: [
-            "ServingTypes", "BoundedJSON", "LocalSupervisor", argumentParser,
+            "ServingTypes", "BoundedJSON", "LocalSupervisor", "ModelFiles", "ModelRuntime", "Scheduling", "Simulation",
+            argumentParser,
             .product(name: "AsyncHTTPClient", package: "async-http-client"), .product(name: "Yams", package: "Yams"),
             .product(name: "NIOFoundationCompat", package: "swift-nio"),
         ] + nio),

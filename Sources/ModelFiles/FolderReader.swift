@@ -12,7 +12,8 @@ struct FolderReader {
             throw fileFault(path, "the model folder cannot be opened (\(systemError()))", code: .notFound)
         }
         guard status.st_mode & S_IFMT == S_IFDIR else {
-            throw fileFault(path, "this is no folder; give the folder that holds config.json, or a .gguf file", code: .notFound)
+            throw fileFault(
+                path, "this is no folder; give the folder that holds config.json, or a .gguf file", code: .notFound)
         }
         self.path = path
     }

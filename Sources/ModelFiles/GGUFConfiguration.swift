@@ -18,7 +18,8 @@ struct GGUFConfiguration {
         guard let name = try fields.text("general.architecture") else { throw fields.missing("general.architecture") }
         guard let (_, family) = Self.known.first(where: { $0.name == name }) else {
             throw fields.fault(
-                "general.architecture", "is \(shown(name)), and known are "
+                "general.architecture",
+                "is \(shown(name)), and known are "
                     + Self.known.map(\.name).joined(separator: ", "), code: .unsupported)
         }
         let tensors = GGUFTensorTable(file)

@@ -31,7 +31,8 @@ struct GGUFFile: Sendable {
         let folder = path.dropLast(name.count)
         let first = try Self.shard(path, name)
         let split = ShardName(name)
-        let count = try GGUFFields(metadata: first.header.metadata, file: name)
+        let count =
+            try GGUFFields(metadata: first.header.metadata, file: name)
             .optionalInteger("split.count", 0...ModelFileLimits.shardsMax) ?? 1
         self.name = name
         modelName = split?.model ?? String(name.dropLast(".gguf".count))
@@ -70,12 +71,16 @@ struct GGUFFile: Sendable {
         for (number, shard) in shards.enumerated() {
             let fields = GGUFFields(metadata: shard.header.metadata, file: shard.file.name)
             let written = try fields.integer("split.count", 0...ModelFileLimits.shardsMax)
-            guard written == count else { throw fields.fault("split.count", "is \(written), the first file's is \(count)") }
+            guard written == count else {
+                throw fields.fault("split.count", "is \(written), the first file's is \(count)")
+            }
             let own = try fields.integer("split.no", 0...ModelFileLimits.shardsMax)
             guard own == number else { throw fields.fault("split.no", "is \(own) in file \(number)") }
             tensorCount += shard.header.tensors.count
         }
-        guard let wanted = try fields.optionalInteger("split.tensors.count", 0...ModelFileLimits.tensorsMax) else { return }
+        guard let wanted = try fields.optionalInteger("split.tensors.count", 0...ModelFileLimits.tensorsMax) else {
+            return
+        }
         guard wanted == tensorCount else {
             throw fields.fault("split.tensors.count", "is \(wanted), and the files hold \(tensorCount)")
         }
@@ -91,8 +96,10 @@ struct GGUFFile: Sendable {
             }
         }
         guard names.count <= ModelFileLimits.tensorsMax else {
-            throw fileFault(name, "and the files beside it have \(names.count) tensors, more than "
-                + "\(ModelFileLimits.tensorsMax)", field: "tensor count")
+            throw fileFault(
+                name,
+                "and the files beside it have \(names.count) tensors, more than "
+                    + "\(ModelFileLimits.tensorsMax)", field: "tensor count")
         }
     }
 

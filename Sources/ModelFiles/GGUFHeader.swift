@@ -434,7 +434,8 @@ struct GGUFCursor {
         let written: UInt64 = try integer(what)
         let room = min(max, remaining / bytesEach)
         guard let count = Int(exactly: written), count <= room else {
-            throw fault("has \(shown(what)) with \(written) entries, more than the limit or the file's rest of \(room)",
+            throw fault(
+                "has \(shown(what)) with \(written) entries, more than the limit or the file's rest of \(room)",
                 field: what)
         }
         return count

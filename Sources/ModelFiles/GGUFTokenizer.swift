@@ -43,7 +43,9 @@ struct GGUFTokenizer {
     private static func kinds(_ fields: GGUFFields, count: Int) throws(ServingError) -> [Kind] {
         let key = "tokenizer.ggml.token_type"
         guard let written = try fields.integers(key) else { return [Kind](repeating: .normal, count: count) }
-        guard written.count == count else { throw fields.fault(key, "has \(written.count) entries for \(count) tokens") }
+        guard written.count == count else {
+            throw fields.fault(key, "has \(written.count) entries for \(count) tokens")
+        }
         var kinds: [Kind] = []
         kinds.reserveCapacity(count)
         for (index, value) in written.enumerated() {
@@ -181,7 +183,8 @@ struct GGUFTokenizer {
 
     /// Control tokens that end a turn in the models that have them; a file names one or two of them.
     private static let turnEnds: Set<String> = [
-        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "</s>",
+        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>",
+        "</s>",
     ]
 
     /// Every token that ends an output, the named ones first.

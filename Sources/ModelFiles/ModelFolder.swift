@@ -18,6 +18,8 @@ public struct EngineFolder: Sendable {
     /// The folder's or the file's name.
     public let modelName: String
     let contents: Contents
+    /// What quantised tensors expand to: it decides the bits of every page.
+    private let expandedType: ElementType
 
     /// What the path led to.
     enum Contents: Sendable {
@@ -28,6 +30,7 @@ public struct EngineFolder: Sendable {
     /// - path: a Hugging Face folder, or a file that ends in `.gguf` (of several, the first).
     /// - expandedType: what quantised tensors of a GGUF file expand to.
     public init(path: String, expandedType: ElementType = .f32) throws(ServingError) {
+        self.expandedType = expandedType
         if GGUFFile.isNamed(by: path) {
             let file = try GGUFFile(path: path)
             let configuration = try GGUFConfiguration(file)
@@ -55,6 +58,7 @@ public struct EngineFolder: Sendable {
             folder.weights.add(to: &fingerprint)
         case .gguf(let file):
             fingerprint.add("tandem gguf 1")
+            fingerprint.add(expandedType.rawValue)
             file.add(to: &fingerprint)
         }
         return fingerprint.finished()
@@ -171,7 +175,8 @@ public struct ModelFolder: Sendable {
             guard tokenizer.vocabularySize <= spec.vocabularySize else {
                 throw fields.fault(
                     "tokenizer.ggml.tokens",
-                    "has ids up to \(tokenizer.vocabularySize - 1), and the embeddings have \(spec.vocabularySize) rows")
+                    "has ids up to \(tokenizer.vocabularySize - 1), and the embeddings have \(spec.vocabularySize) rows"
+                )
             }
             self.tokenizer = tokenizer
             bosToken = written.text(written.model.bosToken)

@@ -74,7 +74,9 @@ public struct Tokenizer: Sendable {
     public func id(of text: String) -> TokenID? {
         let raw = ByteString(Array(text.utf8))
         if let id = tokenOfAddedText[raw] { return TokenID(id) }
-        if sentencePiece == nil, let bytes = ByteAlphabet.bytes(of: text) { return tokenOfBytes[ByteString(bytes)].map { TokenID($0) } }
+        if sentencePiece == nil, let bytes = ByteAlphabet.bytes(of: text) {
+            return tokenOfBytes[ByteString(bytes)].map { TokenID($0) }
+        }
         return tokenOfOddText[raw].map { TokenID($0) }
     }
 

@@ -290,7 +290,7 @@ struct WorkloadView {
 
     var text: String {
         let latencies = Terminal.table(
-            ["", "UNIT", "MEAN", "P50", "P90", "P95", "P99", "MAX"],
+            ["LATENCY", "UNIT", "MEAN", "P50", "P90", "P95", "P99", "MAX"],
             spreads.map { row in
                 let s = row.spread
                 return [row.name, row.unit] + [s.mean, s.p50, s.p90, s.p95, s.p99, s.max].map(Self.number)

@@ -411,7 +411,7 @@ def keys_have_their_classes(context):
     assert client.completions.create(model=context.model, prompt="Once", max_tokens=2).choices
     wrong = client.with_options(api_key="not-a-key")
     error = raises(openai.AuthenticationError, lambda: wrong.models.list())
-    assert error.status_code == 401 and error.code == "unauthorized", error.body
+    assert error.status_code == 401 and error.code == "invalid_api_key", error.body
     root = client.with_options(base_url=context.base_url[: -len("/v1")])
     error = raises(openai.PermissionDeniedError, lambda: root.get("/admin/cluster", cast_to=object))
     assert error.status_code == 403, error.body

@@ -123,6 +123,14 @@ import Testing
         #expect(answer.rest == "")
     }
 
+    @Test(arguments: refused) func whatFollowsABrokenRequestDoesNotCostItsAnswer(bad: Bad) throws {
+        let desk = try Desk()
+        try desk.sendInOneTurn(bad.request + String(repeating: "b", count: 3000), cutAt: 700)
+        let answer = try desk.answer()
+        #expect(answer.status == bad.status)
+        #expect(answer.rest == "")
+    }
+
     @Test func aGoodRequestBeforeABrokenOneIsStillAnswered() throws {
         let desk = try Desk()
         try desk.send(simple + "nonsense\r\n\r\n")

@@ -188,6 +188,15 @@ import Testing
         try await server.stop()
     }
 
+    @Test func anHTTP2RequestIsFreedWithItsStream() async throws {
+        let server = try await LoopbackServer { _, _ in }
+        let result = try await LoopbackServer.run(
+            "nghttp", ["-m", "20", "http://127.0.0.1:\(server.port)/v1/models"])
+        #expect(result.status == 0, "\(result.errors)")
+        #expect(try await server.eventually { door, _ in door.counts.requestsOpen == 0 })
+        try await server.stop()
+    }
+
     @Test func errorsOverHTTP2HaveTheirBodies() async throws {
         let server = try await LoopbackServer {
             $0.limits.bodyBytesMax = 300_000

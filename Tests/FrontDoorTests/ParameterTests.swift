@@ -37,6 +37,24 @@ import Testing
             got.logitBias == [TokenBias(token: TokenID(3), bias: 1.5), TokenBias(token: TokenID(9), bias: -100)])
     }
 
+    @Test func aCacheSaltNamesItsOwnPageSpace() throws {
+        func space(_ fields: String, tenant: String) throws -> TenantID {
+            let desk = try Desk()
+            try desk.post(
+                "/v1/completions", #"{"prompt":"ab"\#(fields)}"#, headers: ["x-tandem-tenant: \(tenant)"])
+            let job = try #require(desk.jobs.all.first)
+            #expect(job.submission.tenant == TenantID(tenant))
+            return job.submission.pageSpace
+        }
+        #expect(try space("", tenant: "one") == TenantID("one"))
+        let salted = try space(#","cache_salt":"a""#, tenant: "one")
+        #expect(try space(#","cache_salt":"a""#, tenant: "one") == salted)
+        let others = try [
+            space(#","cache_salt":"b""#, tenant: "one"), space(#","cache_salt":"a""#, tenant: "two"), TenantID("one"),
+        ]
+        #expect(!others.contains(salted))
+    }
+
     @Test func silenceTakesTheModelsDefaults() throws {
         let got = try sampling("") { configuration in
             configuration.model.defaults.temperature = 0.6

@@ -321,6 +321,21 @@ import Testing
         #expect(events[1].hasPrefix(#"{"finish_reason":"length","usage":"#))
     }
 
+    @Test func anAttachedStreamEndsItsTextWhereTheRequestsOwnStopTokensDo() throws {
+        let desk = try Desk()
+        try desk.post("/v1/completions", #"{"prompt":"ab","stop_token_ids":[99],"skip_special_tokens":false}"#)
+        let job = try #require(desk.jobs.all.first)
+        #expect(job.request.stopTokens == [TokenID(99), TinyModel.end])
+        #expect(!job.request.skipsSpecialTokens)
+        desk.jobs.admit(job)
+        desk.jobs.emit(job, "abc")
+        desk.jobs.end(job, .finished(.stop))
+        let whole = try desk.answer().json["choices"]?.arrayValue?.first?["text"]?.stringValue
+        #expect(whole == "ab")
+        try desk.get("/v1/jobs/\(job.submission.job)/events")
+        #expect(try desk.answer().events == [chunk(text("ab")), chunk(text("", reason: "\"stop\"")), "[DONE]"])
+    }
+
     @Test func anAttachedChatKeepsItsShapeAndItsStopStrings() throws {
         let desk = try Desk()
         try desk.post(

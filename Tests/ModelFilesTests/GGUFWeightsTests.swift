@@ -8,7 +8,8 @@ import Testing
 
 /// Base64 of little-endian bytes.
 private func decoded(_ value: JSONValue?) throws -> [UInt8] {
-    [UInt8](try #require(Data(base64Encoded: try #require(value?.stringValue))))
+    let text = try #require(value?.stringValue)
+    return [UInt8](try #require(Data(base64Encoded: text)))
 }
 
 private func bits(_ bytes: [UInt8]) -> [UInt32] {
@@ -85,7 +86,8 @@ private func values(_ view: TensorView, count: Int) -> [UInt32] {
 
     @Test(arguments: ["tiny-llama.gguf", "tiny-llama-00001-of-00003.gguf"])
     func everyTensorOfAFileThatTheReferenceWroteHasItsValues(_ name: String) throws {
-        let expected = try #require(try JSON.parse(Repository.fixture("tiny-llama.json")).objectValue)
+        let json = try JSON.parse(Repository.fixture("tiny-llama.json"))
+        let expected = try #require(json.objectValue)
         let model = try ModelFolder(path: Repository.fixtures.appendingPathComponent(name).path)
         #expect(model.modelName == "tiny-llama")
         #expect(model.weights.tensorNames == expected.members.map(\.key).sorted())

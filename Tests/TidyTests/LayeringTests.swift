@@ -44,6 +44,15 @@ import Testing
         }
     }
 
+    /// The simulator drives the production cores: what it needs of the world, it makes itself.
+    @Test func simulationImportsOnlyPureTargets() {
+        for file in SourceTree.swiftFiles(in: "Sources/Simulation") {
+            for imported in file.imports {
+                #expect(Self.pure.keys.contains(imported), "\(file.path) imports \(imported)")
+            }
+        }
+    }
+
     @Test func driversImportNoProgram() {
         for target in Self.drivers.sorted() {
             for file in SourceTree.swiftFiles(in: "Sources/\(target)") {

@@ -10,9 +10,10 @@ import Testing
         var model = TokenizerModel()
         var pieces = TokenizerModel.SentencePiece()
         for (index, entry) in (try Fixture.json("sentencepiece.json")["tokens"]?.arrayValue ?? []).enumerated() {
-            let (text, id) = (try #require(entry[0]?.stringValue), UInt32(index))
-            pieces.scores.append(Float(try #require(entry[1]?.doubleValue)))
-            switch entry[2]?.intValue {
+            let parts = try #require(entry.arrayValue)
+            let (text, id) = (try #require(parts[0].stringValue), UInt32(index))
+            pieces.scores.append(Float(try #require(parts[1].doubleValue)))
+            switch parts[2].intValue {
             case 2: pieces.unknownToken = id
             case 3:
                 var token = TokenizerModel.AddedToken(id: id, content: text)

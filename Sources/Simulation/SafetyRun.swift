@@ -1,0 +1,237 @@
+import CoordinatorCore
+import Scheduling
+import ServingTypes
+
+/// What one seed came to.
+public struct SafetyResult: Sendable {
+    public var seed: UInt64
+    /// The first broken promise; nil is a pass.
+    public var failure: String?
+    public var events: UInt64
+    public var virtualSeconds: Double
+    public var jobs: Int
+    public var digest: UInt64
+    /// What happened, by name.
+    public var witnessed: [String: Int]
+}
+
+/// One seed of the fault model: a cluster, a workload and a plan of faults, all drawn from the seed;
+/// first a phase in which anything may break, then one in which everything must end (reliability.md §2).
+public enum SafetyRun {
+    /// Runs a seed. `trace` receives a line per event.
+    public static func run(seed: UInt64, trace: ((String) -> Void)? = nil) -> SafetyResult {
+        run(seed: seed, trace: trace, sabotage: { _ in })
+    }
+
+    /// `sabotage` breaks the simulated world itself, to see the checks notice.
+    static func run(
+        seed: UInt64, trace: ((String) -> Void)?, sabotage: (ClusterSimulation) -> Void
+    ) -> SafetyResult {
+        var plan = SafetyPlan(seed: seed)
+        let requests = plan.requests()
+        var next = 0
+        let simulation = ClusterSimulation(plan.configuration()) {
+            guard next < requests.count else { return nil }
+            next += 1
+            return requests[next - 1]
+        }
+        simulation.onTrace = trace
+        sabotage(simulation)
+        for (time, fault) in plan.faults() { simulation.queue.add(.fault(fault), at: time) }
+        simulation.queue.add(.fault(.heal), at: SafetyPlan.healAt)
+        simulation.begin()
+        let failure = finish(simulation)
+        return SafetyResult(
+            seed: seed, failure: failure, events: simulation.eventCount, virtualSeconds: simulation.virtualSeconds,
+            jobs: simulation.jobCount, digest: simulation.digest, witnessed: simulation.witnessed)
+    }
+
+    /// How long after the last fault everything must have ended.
+    static let livenessLimit: Int64 = 180_000_000_000
+
+    private static func finish(_ simulation: ClusterSimulation) -> String? {
+        var nextLook = SafetyPlan.healAt
+        while simulation.step() {
+            guard simulation.now >= nextLook else { continue }
+            nextLook = simulation.now + 100_000_000
+            guard let unrest = simulation.unrest else {
+                simulation.checkCharges()
+                break
+            }
+            if simulation.now > SafetyPlan.healAt + livenessLimit { simulation.fail("never came to rest: \(unrest)") }
+        }
+        return simulation.failure
+    }
+}
+
+extension ClusterSimulation {
+    /// What is still under way, or not given back; nil when every job has ended and every worker
+    /// holds nothing.
+    var unrest: String? {
+        if !isWorkloadOver { return "jobs are still to come" }
+        if let job = jobs.values.min(by: { $0.number < $1.number }) {
+            return "job \(job.number) has not ended: \(coordinator.view(job.id).map { "\($0.phase)" } ?? "unknown")"
+        }
+        if !isCoordinatorAlive { return "the coordinator is dead" }
+        for node in nodes {
+            if !node.isAlive { return "\(node.id) is dead" }
+            if !node.heldTransfers.isEmpty { return "\(node.id) holds \(node.heldTransfers.map(Summary.short))" }
+            let counts = node.blockCounts
+            if counts.available != counts.total { return "\(node.id) leaks blocks: \(counts)" }
+            if !node.landings.isEmpty { return "\(node.id) has open landings" }
+            guard let worker = coordinator.worker(node.id), worker.worker == node.ref else {
+                return "\(node.id) is not registered"
+            }
+            if worker.assignedJobs != 0 { return "the coordinator thinks that \(node.id) has jobs" }
+        }
+        let snapshot = coordinator.snapshot()
+        if snapshot.liveJobs != 0 || snapshot.queuedJobs != 0 { return "the coordinator has live jobs" }
+        for tenant in snapshot.tenants where tenant.queuedJobs != 0 || tenant.runningJobs != 0 {
+            return "the coordinator thinks that \(tenant.tenant) has jobs"
+        }
+        return nil
+    }
+}
+
+/// Draws everything of a run from its seed.
+struct SafetyPlan {
+    let seed: UInt64
+    private var random: SimulationRandom
+    private var shapes: [SimulatedWorker] = []
+
+    static let arrivalsEnd = 2_000_000
+    static let faultsEnd = 3_000_000
+    static let healAt: Int64 = 6_500_000_000
+
+    init(seed: UInt64) {
+        self.seed = seed
+        random = SimulationRandom(seed: Hashing.mix(seed ^ 0x7361_6665))
+        drawShapes()
+    }
+
+    private mutating func drawShapes() {
+        func shape(_ role: WorkerRole, _ random: inout SimulationRandom) -> SimulatedWorker {
+            SimulatedWorker(
+                role: role, blockCount: random.within(role == .prefill ? 24...40 : 24...56),
+                batchJobsMax: random.within(1...4), stepTokensMax: random.within(6...24),
+                prefillChunkTokens: random.within(2...12), jobsMax: random.within(4...16))
+        }
+        let isMixed = random.chance(10)
+        for _ in 0..<(isMixed ? 0 : random.within(1...3)) { shapes.append(shape(.prefill, &random)) }
+        for _ in 0..<(isMixed ? 0 : random.within(1...3)) { shapes.append(shape(.decode, &random)) }
+        for _ in 0..<(isMixed ? random.within(1...3) : random.chance(15) ? 1 : 0) {
+            shapes.append(shape(.mixed, &random))
+        }
+    }
+
+    mutating func configuration() -> SimulationConfiguration {
+        var coordinator = CoordinatorConfiguration()
+        coordinator.blockTokens = 4
+        coordinator.policy = PolicyConfiguration(named: random.pick(PolicyConfiguration.names) ?? "fcfs") ?? .init()
+        coordinator.policy.theta = Int64(random.within(0...200))
+        coordinator.placement.localPrefillThreshold = random.chance(60) ? 0 : random.within(1...30)
+        coordinator.placement.linkBytesPerSecond = 1e6
+        if random.chance(80) { hasten(&coordinator) }
+        let profile = CostProfile(
+            name: "safety", prefill: .init(Double(random.within(2...25)), Double(random.within(1...10)) / 4, 0),
+            decode: .init(Double(random.within(5...50)), 0, 2), bytesPerToken: 256, poolTokens: 0, batchJobsMax: 4,
+            stepTokensMax: 24)
+        var result = SimulationConfiguration(
+            seed: Hashing.mix(seed), workers: shapes, coordinator: coordinator, profile: profile, pageBytes: 1024)
+        result.blockTokens = 4
+        result.contextTokensMax = 4096
+        result.creditPages = random.within(1...4)
+        result.tick = .milliseconds(50)
+        result.orphanGrace = random.chance(50) ? .seconds(30) : .seconds(2)
+        result.bufferedTokensMax = random.within(8...64)
+        result.variesSteps = true
+        result.audits = true
+        result.network.latency = .microseconds(Int64(random.within(50...2000)))
+        result.network.jitter = .microseconds(Int64(random.within(0...3000)))
+        result.network.bytesPerSecond = Double(random.within(20_000...1_000_000))
+        result.network.hasRelay = random.chance(50)
+        return result
+    }
+
+    /// Shorter timers, so that detectors race with what they detect.
+    private mutating func hasten(_ coordinator: inout CoordinatorConfiguration) {
+        coordinator.transferLease = .milliseconds(Int64(random.within(800...3000)))
+        coordinator.replyTimeout = .milliseconds(Int64(random.within(200...1000)))
+        coordinator.stallFloor = .milliseconds(Int64(random.within(400...1500)))
+        coordinator.jobSilenceMax = .milliseconds(Int64(random.within(800...4000)))
+        coordinator.transferStall = .milliseconds(Int64(random.within(300...1500)))
+        coordinator.inhibitFirst = .milliseconds(200)
+        coordinator.inhibitMax = .seconds(3)
+    }
+
+    mutating func requests() -> [SimulatedRequest] {
+        let count = random.within(4...24)
+        var shared = (0..<3).map { _ in prompt(random.within(4...16)) }
+        shared.append([])
+        var requests: [SimulatedRequest] = []
+        for _ in 0..<count {
+            let prompt = (random.pick(shared) ?? []) + prompt(random.within(1...24))
+            let length = random.within(1...48)
+            var request = SimulatedRequest(
+                arrival: Instant(nanoseconds: Int64(random.within(0...Self.arrivalsEnd)) * 1000),
+                tenant: TenantID("tenant-\(random.within(0...2))"), prompt: prompt, length: length,
+                maxTokens: random.chance(20) ? random.within(1...40) : 64)
+            request.priority = random.within(-1...1)
+            request.isKeyed = random.chance(70)
+            if random.chance(10) { request.stopAfter = random.within(1...length) }
+            if random.chance(10) { request.cancelAfter = .microseconds(Int64(random.within(0...1_500_000))) }
+            requests.append(request)
+        }
+        return requests.enumerated().sorted {
+            ($0.element.arrival, $0.offset) < ($1.element.arrival, $1.offset)
+        }.map(\.element)
+    }
+
+    private mutating func prompt(_ count: Int) -> [TokenID] {
+        (0..<count).map { _ in TokenID(UInt32(random.within(1...400))) }
+    }
+
+    mutating func faults() -> [(Int64, Fault)] {
+        var faults: [(Int64, Fault)] = []
+        if random.chance(30) { faults.append((0, .repeatFrames(percent: random.within(1...30)))) }
+        if random.chance(25) { faults.append((0, .corruptPages(percent: random.within(1...25)))) }
+        for _ in 0..<random.within(0...8) {
+            faults.append((Int64(random.within(0...Self.faultsEnd)) * 1000, drawFault()))
+        }
+        return faults
+    }
+
+    private mutating func drawFault() -> Fault {
+        let node = random.within(0...shapes.count - 1)
+        let (source, target) = (pick(.prefill, else: node), pickDecode(else: node))
+        let (outward, inward) = random.chance(50) ? (true, true) : random.chance(50) ? (true, false) : (false, true)
+        switch random.within(0...12) {
+        case 0, 1: return .kill(node: node, restartAfter: span(10...1500))
+        case 2: return .vanish(node: node, restartAfter: span(10...3000))
+        case 3: return .freeze(node: node, span: span(20...3000))
+        case 4: return .freezeCoordinator(span: span(20...2000))
+        case 5: return .crashCoordinator(restartAfter: span(10...1500))
+        case 6: return .cutControl(node: node)
+        case 7: return .holdControl(node: node, span: span(20...3000), outward: outward, inward: inward)
+        case 8, 9: return .cutPages(source: source, target: target)
+        case 10:
+            return .holdPages(source: source, target: target, span: span(20...3000), outward: outward, inward: inward)
+        case 11:
+            return .slowPages(
+                source: source, target: target, slowness: Double(random.within(2...100)), span: span(100...3000))
+        default: return .drain(node: node, deadline: span(10...1000))
+        }
+    }
+
+    private mutating func span(_ milliseconds: ClosedRange<Int>) -> TimeSpan {
+        .milliseconds(Int64(random.within(milliseconds)))
+    }
+
+    private mutating func pick(_ role: WorkerRole, else other: Int) -> Int {
+        random.pick(shapes.indices.filter { shapes[$0].role == role }) ?? other
+    }
+
+    private mutating func pickDecode(else other: Int) -> Int {
+        random.pick(shapes.indices.filter { shapes[$0].role != .prefill }) ?? other
+    }
+}

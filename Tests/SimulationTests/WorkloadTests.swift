@@ -1,0 +1,99 @@
+import Scheduling
+import ServingTypes
+import Testing
+
+@testable import Simulation
+
+@Suite struct WorkloadTests {
+    static let objective = ServiceObjective(timeToFirstToken: 1, timePerToken: 0.1)
+
+    static func run(_ shape: ClusterShape, _ workload: Workload, seed: UInt64 = 1) -> WorkloadReport {
+        let report = WorkloadRun.run(shape, workload, seed: seed, objective: objective)
+        if let failure = report.failure { Issue.record("seed \(seed): \(failure)") }
+        return report
+    }
+
+    static func small() -> Workload {
+        var workload = Workload()
+        workload.jobs = 40
+        workload.rate = 8
+        workload.input = .lognormal(mean: 60, variation: 1)
+        workload.output = .lognormal(mean: 20, variation: 0.8)
+        workload.tenants = 3
+        return workload
+    }
+
+    /// One job alone takes what the coefficients say, and the page's way.
+    @Test func oneJobAloneTakesTheTimeOfItsIterations() {
+        var workload = Workload()
+        workload.jobs = 1
+        workload.input = .fixed(128)
+        workload.output = .fixed(11)
+        let report = Self.run(ClusterShape(), workload)
+        let prefill = (18.103 + 0.10191 * 128 + 7.122e-6 * 128 * 128) / 1000
+        #expect(abs(report.timeToFirstToken.mean - prefill) < 0.001)
+        let steps = (129...138).reduce(0.0) { $0 + (19.935 + 6.269e-4 * Double($1) + 0.03851) / 1000 }
+        #expect(abs(report.completion.mean - prefill - steps) < 0.004)
+        #expect(report.outputTokens == 11)
+        #expect(report.kvBytes == 8 * 16 * 819_200)
+    }
+
+    @Test func oneSeedGivesOneReport() {
+        let (one, other) = (Self.run(ClusterShape(), Self.small()), Self.run(ClusterShape(), Self.small()))
+        #expect(one.digest == other.digest)
+        #expect(one.completion == other.completion && one.events == other.events)
+        #expect(Self.run(ClusterShape(), Self.small(), seed: 2).digest != one.digest)
+    }
+
+    /// Property 22 of scheduling.md §6: policies change times, never what is served.
+    @Test func everyPolicyAndShapeServesTheSameTokens() {
+        var totals: Set<[Int]> = []
+        for policy in PolicyConfiguration.names {
+            for (prefill, decode, mixed) in [(1, 1, 0), (2, 1, 0), (0, 0, 2)] {
+                var shape = ClusterShape()
+                (shape.prefill, shape.decode, shape.mixed) = (prefill, decode, mixed)
+                shape.policy = PolicyConfiguration(named: policy) ?? PolicyConfiguration()
+                shape.batchJobsMax = 4
+                let report = Self.run(shape, Self.small())
+                #expect(report.finished == 40, "\(policy) \(prefill) \(decode) \(mixed)")
+                totals.insert([report.promptTokens, report.outputTokens])
+            }
+        }
+        #expect(totals.count == 1)
+    }
+
+    @Test func stretchesOfATraceAreFoundInThePrefixCache() {
+        var workload = Workload()
+        workload.trace = (0..<4).map {
+            TraceEntry(
+                arrivalSeconds: Double($0) * 10, tenant: "a", inputTokens: 1100, outputTokens: 4, stretches: [7, 8])
+        }
+        workload.jobs = 4
+        #expect(Self.run(ClusterShape(), workload).cachedTokens == 3 * 1024)
+        workload.trace[3].tenant = "b"
+        #expect(Self.run(ClusterShape(), workload).cachedTokens == 2 * 1024)
+        workload.trace[2].stretches = [7, 9]
+        #expect(Self.run(ClusterShape(), workload).cachedTokens == 1024 + 512)
+    }
+
+    @Test func aSmallPoolEvictsAndStillServesEveryToken() {
+        var shape = ClusterShape()
+        shape.poolTokens = 640
+        shape.batchJobsMax = 16
+        var workload = Self.small()
+        workload.rate = 0
+        workload.output = .fixed(60)
+        workload.input = .uniform(20, 100)
+        let report = Self.run(shape, workload)
+        #expect(report.finished == 40)
+        #expect(report.outputTokens == 40 * 60)
+        #expect(report.requeues > 0)
+    }
+
+    @Test func percentilesAreValuesOfTheSample() {
+        let spread = Spread((1...200).map(Double.init))
+        #expect(spread.p50 == 100 && spread.p95 == 190 && spread.p99 == 198 && spread.max == 200)
+        #expect(spread.mean == 100.5)
+        #expect(Spread([]).p99 == 0)
+    }
+}
