@@ -39,7 +39,7 @@ let mechanisms: [Target] = [
     .target(name: "ModelRuntime", dependencies: ["ServingTypes", "CKernels"]),
     .target(
         name: "ModelFiles",
-        dependencies: ["ServingTypes", "BoundedJSON", "Tokenization", "ChatTemplate", "ModelRuntime"]),
+        dependencies: ["ServingTypes", "BoundedJSON", "Tokenization", "ChatTemplate", "ModelRuntime", "CKernels"]),
 ]
 
 let drivers: [Target] = [
@@ -116,7 +116,8 @@ let tests: [Target] = [
         name: "ModelRuntimeTests", dependencies: ["ModelRuntime", "CKernels", "ServingTypes"], exclude: ["Fixtures"]),
     .testTarget(
         name: "ModelFilesTests",
-        dependencies: ["ModelFiles", "ModelRuntime", "Tokenization", "BoundedJSON", "ServingTypes"]),
+        dependencies: ["ModelFiles", "ModelRuntime", "Tokenization", "BoundedJSON", "ServingTypes"],
+        exclude: ["Fixtures"]),
     .testTarget(
         name: "ClusterTransportTests",
         dependencies: ["ClusterTransport", "WireCodec", "CWire", "Messages", "ServingTypes"] + nio),
@@ -135,6 +136,12 @@ let tests: [Target] = [
             "Hosting", "CoordinatorCore", "FrontDoor", "Ledger", "KVPaging", "Messages", "Scheduling", "BoundedJSON",
             "ServingTypes", .product(name: "Logging", package: "swift-log"),
             .product(name: "NIOEmbedded", package: "swift-nio"),
+        ]),
+    .testTarget(
+        name: "SimulationTests",
+        dependencies: [
+            "Simulation", "CoordinatorCore", "PrefillCore", "DecodeCore", "Scheduling", "KVPaging", "Messages",
+            "ServingMetrics", "ServingTypes",
         ]),
     .testTarget(name: "TidyTests"),
     .testTarget(

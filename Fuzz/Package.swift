@@ -14,9 +14,22 @@ let package = Package(
         .systemLibrary(name: "CProtobufC", pkgConfig: "libprotobuf-c", providers: [.apt(["libprotobuf-c-dev"])]),
         .target(name: "CWire", dependencies: ["CProtobufC"], cSettings: cFlags),
         .target(name: "WireCodec", dependencies: ["ServingTypes", "Messages", "CWire"], swiftSettings: swiftFlags),
+        .target(name: "CKernels", cSettings: cFlags),
+        .target(name: "BoundedJSON", dependencies: ["ServingTypes"], swiftSettings: swiftFlags),
+        .target(name: "Tokenization", dependencies: ["ServingTypes", "BoundedJSON"], swiftSettings: swiftFlags),
+        .target(name: "ChatTemplate", dependencies: ["ServingTypes", "BoundedJSON"], swiftSettings: swiftFlags),
+        .target(name: "ModelRuntime", dependencies: ["ServingTypes", "CKernels"], swiftSettings: swiftFlags),
+        .target(
+            name: "ModelFiles",
+            dependencies: ["ServingTypes", "BoundedJSON", "Tokenization", "ChatTemplate", "ModelRuntime", "CKernels"],
+            swiftSettings: swiftFlags + [.unsafeFlags(["-enable-testing"])]),
+        .executableTarget(
+            name: "GGUFFuzzer", dependencies: ["ModelFiles", "Tokenization", "ServingTypes"], swiftSettings: swiftFlags,
+            linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address", "-use-ld=lld"])]),
         .executableTarget(
             name: "FrameFuzzer", dependencies: ["WireCodec", "Messages", "ServingTypes"], swiftSettings: swiftFlags,
             linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address", "-use-ld=lld"])]),
     ],
-    swiftLanguageModes: [.v6]
+    swiftLanguageModes: [.v6],
+    cLanguageStandard: .gnu17
 )

@@ -175,3 +175,12 @@ void tk_narrow_f16(uint16_t *narrow, const float *values, size_t count) {
 void tk_narrow_bf16(uint16_t *narrow, const float *values, size_t count) {
     for (size_t i = 0; i < count; i++) narrow[i] = float_bf16(values[i]);
 }
+
+void tk_add_rounding_error(tk_rounding_error *sums, const float *exact, const float *rounded, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        double error = (double)rounded[i] - (double)exact[i];
+        sums->squared_error += error * error;
+        sums->squared_value += (double)exact[i] * (double)exact[i];
+        if (fabs(error) > sums->largest_error) sums->largest_error = fabs(error);
+    }
+}

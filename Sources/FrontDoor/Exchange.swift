@@ -124,7 +124,7 @@ final class Exchange {
         guard let route else { return .notFound(head.path) }
         do throws(ServingError) {
             if let scope = route.scope {
-                caller = try door.doorkeeper.caller(head)
+                caller = try door.caller(head)
                 try door.doorkeeper.check(caller, may: scope)
             }
         } catch {

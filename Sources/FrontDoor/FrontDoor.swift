@@ -13,6 +13,7 @@ public final class FrontDoor {
     let metricsPage: () -> String
 
     var counts = HTTPCounts()
+    var keyFailures = KeyFailures()
     var connections: ConnectionBook
     private(set) var isDraining = false
     var generations = 0

@@ -79,7 +79,8 @@ final class Generation: ExchangeHandler {
         var sampling = request.sampling
         if let wanted = request.maxTokens {
             guard wanted <= left else {
-                throw .contextTooLong(prompt: count, output: wanted, limit: context, field: field)
+                throw .contextTooLong(
+                    prompt: count, output: wanted, limit: context, field: field, outputField: request.maxTokensField)
             }
             sampling.maxTokens = wanted
         } else {

@@ -368,11 +368,15 @@ struct GenerationRequestParser {
 }
 
 extension ServingError {
-    static func contextTooLong(prompt: Int, output: Int, limit: Int, field: String) -> ServingError {
-        let asked = output == 0 ? "" : " and \(output) for the output"
+    /// `field` is the prompt's; `outputField` is given where the prompt alone would fit.
+    static func contextTooLong(
+        prompt: Int, output: Int, limit: Int, field: String, outputField: String? = nil
+    ) -> ServingError {
+        let source = outputField.map { " ('\($0)')" } ?? ""
+        let asked = output == 0 ? "" : " and \(output) for the output\(source)"
         return ServingError(
             .contextTooLong,
             "This model's context is \(limit) tokens; '\(field)' has \(prompt) tokens\(asked). Shorten one of them.",
-            field: field)
+            field: outputField ?? field)
     }
 }

@@ -177,7 +177,7 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
             door: door,
             head: RequestHead(
                 method: head.method.rawValue, target: head.uri, headers: headers, generation: generation,
-                expectsBody: hasBody), writer: self)
+                expectsBody: hasBody, address: context?.channel.remoteAddress?.ipAddress ?? "unix"), writer: self)
         self.exchange = exchange
         enter(.body(since: door.loop.now))
         if head.uri.utf8.count > door.configuration.limits.requestLineBytesMax {

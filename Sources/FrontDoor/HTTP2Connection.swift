@@ -90,7 +90,8 @@ final class HTTP2Connection: ChannelInboundHandler {
             door: door,
             head: RequestHead(
                 method: head.method, target: head.path, headers: headers, generation: .http2,
-                expectsBody: !endStream), writer: writer)
+                expectsBody: !endStream, address: context?.channel.remoteAddress?.ipAddress ?? "unix"),
+            writer: writer)
         writer.exchange = exchange
         streams[stream] = writer
         if head.path.utf8.count > door.configuration.limits.requestLineBytesMax {

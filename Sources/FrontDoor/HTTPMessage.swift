@@ -60,6 +60,8 @@ struct RequestHead: Hashable {
     var generation: HTTPGeneration
     /// Whether a body may follow.
     var expectsBody: Bool
+    /// The client's, without its port; `unix` where it has none.
+    var address = "unix"
 
     var path: String { String(target.prefix { $0 != "?" && $0 != "#" }) }
 

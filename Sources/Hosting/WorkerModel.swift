@@ -30,6 +30,7 @@ public struct WorkerModel: Sendable {
         options.threads = flags.threads
         options.kernels = try kernels(flags.kernels)
         options.progress = { loaded, total in progress.report(loaded, total) }
+        try folder.weights.load { loaded, total in progress.report(loaded, total) }
         let engine = try CPUEngine(spec: folder.spec, weights: folder.weights, store: store, options: options)
         let base = ClusterDigest.base(model: folder.digest, kvType: flags.kvType, blockTokens: flags.blockTokens)
         return WorkerModel(

@@ -13,6 +13,8 @@ struct ChildProcess {
     /// Runs to its end. `started` gets the process id and may send signals until then.
     func run(started: @escaping @Sendable (pid_t) async -> Void) async -> ProcessEnd {
         do {
+            // Subprocess closes in a child whatever it was not given, so no other child inherits the write end
+            // and keeps this one alive after the supervisor.
             let lifeline = try FileDescriptor.pipe()
             defer { try? lifeline.writeEnd.close() }
             _ = fcntl(lifeline.writeEnd.rawValue, F_SETFD, FD_CLOEXEC)

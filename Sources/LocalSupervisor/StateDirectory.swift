@@ -62,6 +62,14 @@ public struct StateDirectory: Sendable {
         return StateLock(descriptor: descriptor)
     }
 
+    /// Whether some supervisor holds the directory.
+    public var isHeld: Bool {
+        let descriptor = open(lockFile, O_RDWR | O_CLOEXEC)
+        guard descriptor >= 0 else { return false }
+        defer { close(descriptor) }
+        return flock(descriptor, LOCK_EX | LOCK_NB) != 0
+    }
+
     public func writeCard(_ card: ClusterCard) throws(ServingError) {
         do {
             try JSON.text(card.json, pretty: true).write(toFile: cardFile, atomically: true, encoding: .utf8)

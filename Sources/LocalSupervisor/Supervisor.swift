@@ -10,6 +10,8 @@ public actor Supervisor {
     private let drainWorker: @Sendable (String, TimeSpan) async -> Bool
     private var core: SupervisorCore
     private var processIDs: [ProcessName: pid_t] = [:]
+    /// Signals for processes that are being started.
+    private var owed: [ProcessName: Int32] = [:]
     private var finished = false
     private var waiters: [CheckedContinuation<Void, Never>] = []
     private var ticker: Task<Void, Never>?
@@ -41,6 +43,9 @@ public actor Supervisor {
 
     public func shutDown() { apply(.shutDown) }
 
+    /// Kills what still runs.
+    public func endNow() { apply(.endNow) }
+
     /// Returns when a shut-down cluster's last process is gone.
     public func waitUntilFinished() async {
         guard !finished else { return }
@@ -48,11 +53,16 @@ public actor Supervisor {
     }
 
     public var processes: [ProcessReport] {
-        core.processes.map { ProcessReport(name: $0.name, phase: $0.phase, processID: processIDs[$0.name]) }
+        let now = Self.now()
+        return core.processes.map { ProcessReport($0, processID: processIDs[$0.name], at: now) }
+    }
+
+    private static func now() -> Instant {
+        Instant(nanoseconds: Int64(clamping: DispatchTime.now().uptimeNanoseconds))
     }
 
     private func apply(_ event: SupervisorEvent) {
-        let now = Instant(nanoseconds: Int64(clamping: DispatchTime.now().uptimeNanoseconds))
+        let now = Self.now()
         for action in core.handle(event, at: now) { perform(action) }
     }
 
@@ -72,18 +82,25 @@ public actor Supervisor {
 
     private func spawn(_ name: ProcessName) {
         let (program, arguments) = plan.command(for: name, state: state)
-        let child = ChildProcess(program: program, arguments: arguments, logFile: state.logFile(of: "\(name)"))
+        let log = state.logFile(of: "\(name)")
+        LogFiles.rotate(log)
+        let child = ChildProcess(program: program, arguments: arguments, logFile: log)
         Task {
             let end = await child.run { [weak self] processID in await self?.started(name, processID) }
             processIDs[name] = nil
+            owed[name] = nil
             apply(.exited(name, end))
         }
     }
 
-    private func started(_ name: ProcessName, _ processID: pid_t) { processIDs[name] = processID }
+    /// What was asked of a process before its id was known is made up for here.
+    private func started(_ name: ProcessName, _ processID: pid_t) {
+        processIDs[name] = processID
+        if let number = owed.removeValue(forKey: name) { kill(processID, number) }
+    }
 
     private func signal(_ name: ProcessName, _ number: Int32) {
-        if let processID = processIDs[name] { kill(processID, number) }
+        if let processID = processIDs[name] { kill(processID, number) } else { owed[name] = number }
     }
 
     private func finish() {
@@ -99,4 +116,33 @@ public struct ProcessReport: Sendable {
     public var name: ProcessName
     public var phase: SupervisorCore.Phase
     public var processID: Int32?
+    /// Ends in a row without a steady run between them.
+    public var failures: Int
+    public var restarts: Int
+    public var lastEnd: ProcessEnd?
+    /// Where it waits to be started again: how long still.
+    public var restartsIn: TimeSpan?
+
+    init(_ state: SupervisorCore.ProcessState, processID: Int32?, at now: Instant) {
+        name = state.name
+        phase = state.phase
+        self.processID = processID
+        failures = state.failures
+        restarts = state.restarts
+        lastEnd = state.lastEnd
+        if case .backingOff(let until) = state.phase { restartsIn = max(until - now, .zero) }
+    }
+}
+
+/// Bounds on what the processes write.
+public enum LogFiles {
+    /// A larger log is set aside when its process starts; one older log is kept beside it.
+    public static let bytesMax = 64 << 20
+
+    /// Renames a log past the bound to `<name>.1`, over an older one.
+    public static func rotate(_ path: String, bytesMax: Int = LogFiles.bytesMax) {
+        var status = stat()
+        guard stat(path, &status) == 0, status.st_size > bytesMax else { return }
+        rename(path, path + ".1")
+    }
 }

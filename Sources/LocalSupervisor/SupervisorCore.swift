@@ -81,6 +81,8 @@ public enum SupervisorEvent: Sendable {
     /// The coordinator does not know this worker, or does not answer: it cannot be drained.
     case drainRefused(ProcessName)
     case shutDown
+    /// A second request to stop: nothing is finished first.
+    case endNow
     case tick
 }
 
@@ -121,7 +123,21 @@ public struct SupervisorCore: Sendable {
 
     struct Child: Sendable {
         var phase: Phase
+        /// Ends in a row without a steady run between them.
         var failures = 0
+        var restarts = 0
+        var lastEnd: ProcessEnd?
+    }
+
+    /// One process as the core sees it.
+    public struct ProcessState: Hashable, Sendable {
+        public var name: ProcessName
+        public var phase: Phase
+        /// Ends in a row without a steady run between them.
+        public var failures: Int
+        /// How often it was started again.
+        public var restarts: Int
+        public var lastEnd: ProcessEnd?
     }
 
     private let timing: Timing
@@ -132,8 +148,12 @@ public struct SupervisorCore: Sendable {
     public init(timing: Timing = Timing()) { self.timing = timing }
 
     /// Processes in order of their names.
-    public var processes: [(name: ProcessName, phase: Phase)] {
-        children.sorted { $0.key < $1.key }.map { ($0.key, $0.value.phase) }
+    public var processes: [ProcessState] {
+        children.sorted { $0.key < $1.key }.map { name, child in
+            ProcessState(
+                name: name, phase: child.phase, failures: child.failures, restarts: child.restarts,
+                lastEnd: child.lastEnd)
+        }
     }
 
     public mutating func handle(_ event: SupervisorEvent, at now: Instant) -> [SupervisorAction] {
@@ -148,12 +168,19 @@ public struct SupervisorCore: Sendable {
         case .exited(let name, let end): return exited(name, end, at: now)
         case .drainRefused(let name): return endIfDraining(name, at: now)
         case .shutDown: return shutDown(at: now)
+        case .endNow: return endNow(at: now)
         case .tick: return tick(at: now)
         }
     }
 
-    private mutating func spawn(_ name: ProcessName, failures: Int = 0, at now: Instant) -> [SupervisorAction] {
-        children[name] = Child(phase: .running(since: now), failures: failures)
+    private mutating func spawn(_ name: ProcessName, at now: Instant) -> [SupervisorAction] {
+        children[name] = Child(phase: .running(since: now))
+        return [.spawn(name)]
+    }
+
+    private mutating func respawn(_ name: ProcessName, at now: Instant) -> [SupervisorAction] {
+        children[name]?.phase = .running(since: now)
+        children[name]?.restarts += 1
         return [.spawn(name)]
     }
 
@@ -210,8 +237,10 @@ public struct SupervisorCore: Sendable {
             }
             let failures = now - since >= timing.steadyAfter ? 1 : child.failures + 1
             let wait = backOff(failures)
-            children[name] = Child(phase: .backingOff(until: now + wait), failures: failures)
-            return [.say("\(name) \(end); restarting in \(wait.nanoseconds / 1_000_000) ms")]
+            children[name] = Child(
+                phase: .backingOff(until: now + wait), failures: failures, restarts: child.restarts, lastEnd: end)
+            let count = failures > 1 ? " (\(failures) times in a row)" : ""
+            return [.say("\(name) \(end)\(count); restarting in \(wait.nanoseconds / 1_000_000) ms")]
         case .backingOff: return []
         }
     }
@@ -258,12 +287,24 @@ public struct SupervisorCore: Sendable {
         return [.terminate(.coordinator)]
     }
 
+    private mutating func endNow(at now: Instant) -> [SupervisorAction] {
+        stopping = true
+        for name in children.keys.sorted() {
+            if case .backingOff = children[name]?.phase { children[name] = nil }
+        }
+        if children.isEmpty { return [.finished] }
+        return children.keys.sorted().map { name in
+            children[name]?.phase = .ending(until: now + timing.patience)
+            return .kill(name)
+        }
+    }
+
     private mutating func tick(at now: Instant) -> [SupervisorAction] {
         var actions: [SupervisorAction] = []
         for name in children.keys.sorted() {
             switch children[name]?.phase {
             case .backingOff(let until) where until <= now:
-                actions += spawn(name, failures: children[name]?.failures ?? 0, at: now)
+                actions += respawn(name, at: now)
             case .draining(let until) where until <= now: actions += end(name, at: now)
             case .ending(let until) where until <= now:
                 children[name]?.phase = .ending(until: now + timing.patience)

@@ -206,13 +206,23 @@ struct GGUFRope {
         guard factors.count == headDim / 2, let factor = factors.max(), factor.isFinite, factor >= 1 else { return nil }
         if factors.allSatisfy({ $0 == 1 }) { return ModelSpec.RopeScaling.none }
         let (low, high, context) = (1.0, 4.0, 8192.0)
-        for (index, given) in factors.enumerated() {
-            let wavelength = 2 * Double.pi * pow(theta, Double(2 * index) / Double(headDim))
-            let smooth = min(max((context / wavelength - low) / (high - low), 0), 1)
-            let expected = 1 / ((1 - smooth) / Double(factor) + smooth)
+        let expected = Self.factors(
+            factor: Double(factor), low: low, high: high, context: context, theta: theta, headDim: headDim)
+        for (given, expected) in zip(factors, expected) {
             guard abs(Double(given) - expected) <= 1e-3 * expected else { return nil }
         }
         return .llama3(
             factor: Double(factor), lowFreqFactor: low, highFreqFactor: high, originalContext: Int(context))
+    }
+
+    /// The divisors that Llama 3's scaling comes to, one for each frequency.
+    static func factors(
+        factor: Double, low: Double, high: Double, context: Double, theta: Double, headDim: Int
+    ) -> [Double] {
+        (0..<headDim / 2).map { index in
+            let wavelength = 2 * Double.pi * pow(theta, Double(2 * index) / Double(headDim))
+            let smooth = min(max((context / wavelength - low) / (high - low), 0), 1)
+            return 1 / ((1 - smooth) / factor + smooth)
+        }
     }
 }

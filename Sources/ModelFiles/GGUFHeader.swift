@@ -9,6 +9,8 @@ public enum GGUFLimits {
     public static let keyBytesMax = 65_535
     /// Bytes of all strings of one file together, keys and names included.
     public static let stringBytesMax = 64 << 20
+    /// Elements of all arrays of one file together.
+    public static let arrayElementsMax = 1 << 25
     /// Bytes of a tensor's name.
     public static let nameBytesMax = 127
     /// Dimensions of one tensor.
@@ -204,7 +206,7 @@ struct GGUFHeader: Sendable {
             throw cursor.fault(
                 "has in \(key) an array of the value type \(type), which is unknown or an array again", field: key)
         }
-        let count = try cursor.count(key, bytesEach: kind.bytesMin, max: .max)
+        let count = try cursor.elementCount(key, bytesEach: kind.bytesMin)
         switch kind {
         case .uint8, .int8, .uint16, .int16, .uint32, .int32, .int64, .uint64:
             return .integers(try elements(count) { () throws(ServingError) in try integer(&cursor, key, kind) })
@@ -404,6 +406,7 @@ struct GGUFCursor {
     let file: String
     private(set) var at = 0
     private var stringBytes = 0
+    private var arrayElements = 0
 
     init(bytes: UnsafeRawBufferPointer, file: String) {
         self.bytes = bytes
@@ -438,6 +441,13 @@ struct GGUFCursor {
                 "has \(shown(what)) with \(written) entries, more than the limit or the file's rest of \(room)",
                 field: what)
         }
+        return count
+    }
+
+    /// As `count`, of the elements of one more array.
+    mutating func elementCount(_ what: String, bytesEach: Int) throws(ServingError) -> Int {
+        let count = try count(what, bytesEach: bytesEach, max: GGUFLimits.arrayElementsMax - arrayElements)
+        arrayElements += count
         return count
     }
 

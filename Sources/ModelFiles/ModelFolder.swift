@@ -8,6 +8,15 @@ import Tokenization
 public protocol StoredWeights: TensorSource {
     /// Bytes of all files.
     var byteCount: Int { get }
+
+    /// Makes every tensor ready that is not so already, with `progress` called after each with (bytes
+    /// of the files so far, bytes in all). Without it tensors are made ready when first asked for.
+    func load(progress: ((_ loadedBytes: Int, _ totalBytes: Int) -> Void)?) throws(ServingError)
+}
+
+extension StoredWeights {
+    /// Nothing to do for mapped tensors.
+    public func load(progress: ((_ loadedBytes: Int, _ totalBytes: Int) -> Void)?) throws(ServingError) {}
 }
 
 /// What an engine needs of a Hugging Face folder (config.json and the weights) or of a GGUF file.

@@ -212,7 +212,9 @@ extension ClusterSimulation {
     private func checkFailure(_ job: SimulatedJob, _ error: ServingError) {
         witness("job.failed.\(error.code)")
         let lawful: [ServingError.Code] = [.poisoned, .noWorker, .deadline]
-        if configuration.audits, !lawful.contains(error.code) { fail("job \(job.number) failed: \(error.code): \(error.message)") }
+        if configuration.audits, !lawful.contains(error.code) {
+            fail("job \(job.number) failed: \(error.code): \(error.message)")
+        }
     }
 
     private func book(_ job: SimulatedJob, _ outcome: JobOutcome) {

@@ -160,7 +160,9 @@ extension ClusterSimulation {
     // MARK: Links
 
     private func cutControlOf(_ node: SimulatedNode) {
-        guard node.isAlive, let id = node.control, controlLinks[id].isUpAtWorker, !controlLinks[id].isCut else { return }
+        guard node.isAlive, let id = node.control, controlLinks[id].isUpAtWorker, !controlLinks[id].isCut else {
+            return
+        }
         witness("fault.cutControl")
         cutControl(
             controlLinks[id], coordinatorNotices: Int64(random.within(0...300_000_000)),

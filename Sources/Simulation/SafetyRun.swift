@@ -40,17 +40,82 @@ public enum SafetyRun {
         for (time, fault) in plan.faults() { simulation.queue.add(.fault(fault), at: time) }
         simulation.queue.add(.fault(.heal), at: SafetyPlan.healAt)
         simulation.begin()
-        let failure = finish(simulation)
+        let failure = finish(simulation, from: SafetyPlan.healAt)
         return SafetyResult(
             seed: seed, failure: failure, events: simulation.eventCount, virtualSeconds: simulation.virtualSeconds,
             jobs: simulation.jobCount, digest: simulation.digest, witnessed: simulation.witnessed)
     }
 
+    /// One fault of each kind, at one event of a small fault-free run: swept over all events, it
+    /// strikes in every phase of every job.
+    public enum Strike: String, CaseIterable, Sendable {
+        case killPrefill, killDecode, vanishPrefill, vanishDecode, freezePrefill, freezeDecode, cutPages, holdPages
+        case cutPrefillControl, cutDecodeControl, holdDecodeControl, crashCoordinator, freezeCoordinator
+        case drainPrefill, drainDecode, corruptPages, cancel
+
+        var fault: Fault? {
+            switch self {
+            case .killPrefill: .kill(node: 0, restartAfter: .milliseconds(400))
+            case .killDecode: .kill(node: 1, restartAfter: .milliseconds(400))
+            case .vanishPrefill: .vanish(node: 0, restartAfter: .milliseconds(900))
+            case .vanishDecode: .vanish(node: 1, restartAfter: .milliseconds(900))
+            case .freezePrefill: .freeze(node: 0, span: .seconds(4))
+            case .freezeDecode: .freeze(node: 1, span: .seconds(4))
+            case .cutPages: .cutPages(source: 0, target: 1)
+            case .holdPages: .holdPages(source: 0, target: 1, span: .seconds(2), outward: true, inward: true)
+            case .cutPrefillControl: .cutControl(node: 0)
+            case .cutDecodeControl: .cutControl(node: 1)
+            case .holdDecodeControl: .holdControl(node: 1, span: .seconds(2), outward: true, inward: true)
+            case .crashCoordinator: .crashCoordinator(restartAfter: .milliseconds(300))
+            case .freezeCoordinator: .freezeCoordinator(span: .seconds(2))
+            case .drainPrefill: .drain(node: 0, deadline: .milliseconds(30))
+            case .drainDecode: .drain(node: 1, deadline: .milliseconds(30))
+            case .corruptPages: .corruptPages(percent: 60)
+            case .cancel: nil
+            }
+        }
+    }
+
+    /// Strikes just before event `index` of the run of two prefill, two decode workers and five jobs.
+    /// The result's `events` tells where the run ended; an index beyond that struck nothing.
+    public static func strike(_ strike: Strike, at index: UInt64, trace: ((String) -> Void)? = nil) -> SafetyResult {
+        let (configuration, requests) = SafetyPlan.sweep()
+        var next = 0
+        let simulation = ClusterSimulation(configuration) {
+            guard next < requests.count else { return nil }
+            next += 1
+            return requests[next - 1]
+        }
+        simulation.onTrace = trace
+        simulation.begin()
+        while simulation.eventCount < index, simulation.step() {}
+        if let fault = strike.fault {
+            simulation.strike(fault)
+        } else {
+            for number in 0..<simulation.jobCount { simulation.cancelByClient(number) }
+        }
+        simulation.queue.add(.fault(.heal), at: simulation.now + 5_000_000_000)
+        let failure = finish(simulation, from: simulation.now + 5_000_000_000)
+        return SafetyResult(
+            seed: index, failure: failure, events: simulation.eventCount, virtualSeconds: simulation.virtualSeconds,
+            jobs: simulation.jobCount, digest: simulation.digest, witnessed: simulation.witnessed)
+    }
+
+    /// Events of the sweep's run until its last job has ended.
+    public static func eventsOfSweep() -> UInt64 {
+        let (configuration, requests) = SafetyPlan.sweep()
+        var waiting = Array(requests.reversed())
+        let simulation = ClusterSimulation(configuration) { waiting.popLast() }
+        simulation.begin()
+        while simulation.endedJobs < requests.count, simulation.step() {}
+        return simulation.eventCount
+    }
+
     /// How long after the last fault everything must have ended.
     static let livenessLimit: Int64 = 180_000_000_000
 
-    private static func finish(_ simulation: ClusterSimulation) -> String? {
-        var nextLook = SafetyPlan.healAt
+    private static func finish(_ simulation: ClusterSimulation, from start: Int64) -> String? {
+        var nextLook = start
         while simulation.step() {
             guard simulation.now >= nextLook else { continue }
             nextLook = simulation.now + 100_000_000
@@ -58,7 +123,7 @@ public enum SafetyRun {
                 simulation.checkCharges()
                 break
             }
-            if simulation.now > SafetyPlan.healAt + livenessLimit { simulation.fail("never came to rest: \(unrest)") }
+            if simulation.now > start + livenessLimit { simulation.fail("never came to rest: \(unrest)") }
         }
         return simulation.failure
     }
@@ -107,6 +172,36 @@ struct SafetyPlan {
         self.seed = seed
         random = SimulationRandom(seed: Hashing.mix(seed ^ 0x7361_6665))
         drawShapes()
+    }
+
+    /// A small cluster whose five jobs share prompts and fill its pools, without chance in its steps.
+    static func sweep() -> (SimulationConfiguration, [SimulatedRequest]) {
+        var plan = SafetyPlan(seed: 5)
+        var configuration = plan.configuration()
+        func worker(_ role: WorkerRole) -> SimulatedWorker {
+            SimulatedWorker(
+                role: role, blockCount: 24, batchJobsMax: 2, stepTokensMax: 12, prefillChunkTokens: 6, jobsMax: 8)
+        }
+        configuration.workers = [worker(.prefill), worker(.decode), worker(.prefill), worker(.decode)]
+        configuration.variesSteps = false
+        configuration.coordinator = CoordinatorConfiguration()
+        configuration.coordinator.blockTokens = 4
+        configuration.coordinator.placement.localPrefillThreshold = 0
+        configuration.network = SimulatedNetwork()
+        configuration.network.latency = .microseconds(500)
+        configuration.network.bytesPerSecond = 200_000
+        configuration.profile = CostProfile(
+            name: "sweep", prefill: .init(5, 0.5, 0), decode: .init(8, 0, 1), bytesPerToken: 256, poolTokens: 0,
+            batchJobsMax: 2, stepTokensMax: 12)
+        let shared = plan.prompt(9)
+        let requests = (0..<5).map { number in
+            var request = SimulatedRequest(
+                arrival: Instant(nanoseconds: Int64(number) * 20_000_000), tenant: TenantID("tenant-\(number % 2)"),
+                prompt: shared + plan.prompt(3 + 4 * number), length: 6 + 5 * number, maxTokens: 64)
+            request.isKeyed = number != 3
+            return request
+        }
+        return (configuration, requests)
     }
 
     private mutating func drawShapes() {
@@ -187,7 +282,7 @@ struct SafetyPlan {
         }.map(\.element)
     }
 
-    private mutating func prompt(_ count: Int) -> [TokenID] {
+    mutating func prompt(_ count: Int) -> [TokenID] {
         (0..<count).map { _ in TokenID(UInt32(random.within(1...400))) }
     }
 

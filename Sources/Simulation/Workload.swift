@@ -82,7 +82,8 @@ public struct Workload: Sendable {
         }
     }
 
-    private static func request(at seconds: Double, tenant: String, prompt: [TokenID], length: Int) -> SimulatedRequest {
+    private static func request(at seconds: Double, tenant: String, prompt: [TokenID], length: Int) -> SimulatedRequest
+    {
         SimulatedRequest(
             arrival: Instant.zero + TimeSpan(seconds: seconds), tenant: TenantID(tenant), prompt: prompt,
             length: length, maxTokens: 1 << 20)

@@ -15,10 +15,15 @@ struct ChatCommand: AsyncParsableCommand {
 
     func run() async throws {
         let client = ClusterClient(cluster)
+        let asks = Terminal.isInteractive && isatty(STDIN_FILENO) == 1
         var messages: [JSONValue] = system.map { [Self.message("system", $0)] } ?? []
         while true {
-            if Terminal.isInteractive { Terminal.stream("> ") }
-            guard let line = readLine(), !line.allSatisfy(\.isWhitespace) else { return }
+            if asks { Terminal.stream("> ") }
+            guard let line = readLine() else {
+                if asks { Terminal.stream("\n") }
+                return
+            }
+            if line.allSatisfy(\.isWhitespace) { return }
             messages.append(Self.message("user", line))
             var body = JSONObject([("messages", .array(messages)), ("stream", .bool(true))])
             sampling.apply(to: &body)

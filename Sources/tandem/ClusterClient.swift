@@ -4,6 +4,7 @@ import Foundation
 import LocalSupervisor
 import NIOCore
 import NIOFoundationCompat
+import NIOPosix
 import ServingTypes
 
 /// Speaks HTTP to a coordinator.
@@ -14,6 +15,16 @@ struct ClusterClient: Sendable {
     let state: StateDirectory
 
     static let bodyBytesMax = 64 << 20
+
+    /// One attempt to connect: a cluster that is not there is said at once.
+    private static let http = HTTPClient(
+        eventLoopGroup: .singletonMultiThreadedEventLoopGroup,
+        configuration: {
+            var configuration = HTTPClient.Configuration()
+            configuration.timeout.connect = .seconds(10)
+            configuration.connectionPool.retryConnectionEstablishment = false
+            return configuration
+        }())
 
     init(_ options: ClusterOptions) {
         let environment = ProcessInfo.processInfo.environment
@@ -50,7 +61,7 @@ struct ClusterClient: Sendable {
 
     /// Status only; nil where nobody answers.
     func status(_ path: String) async -> UInt? {
-        try? await HTTPClient.shared.execute(request(path, .GET), timeout: .seconds(2)).status.code
+        try? await Self.http.execute(request(path, .GET), timeout: .seconds(2)).status.code
     }
 
     /// Server-sent events of one request; the first element is the job id from the headers.
@@ -84,9 +95,22 @@ struct ClusterClient: Sendable {
 
     private func execute(_ request: HTTPClientRequest, timeout: TimeAmount) async throws -> HTTPClientResponse {
         do {
-            return try await HTTPClient.shared.execute(request, timeout: timeout)
+            return try await Self.http.execute(request, timeout: timeout)
+        } catch let error as HTTPClientError where [.emptyScheme, .emptyHost, .invalidURL].contains(error) {
+            throw CLIError("url: \(baseURL) is no URL of the form http://host:port")
         } catch {
-            throw CLIError("no coordinator answers on \(baseURL); start a cluster with `tandem up` (\(error))")
+            throw CLIError(
+                "no coordinator answers on \(baseURL); start a cluster with `tandem up` (\(Self.reason(error)))",
+                isLoss: true)
+        }
+    }
+
+    private static func reason(_ error: any Error) -> String {
+        switch error {
+        case let error as IOError: String(cString: strerror(error.errnoCode))
+        case let error as NIOConnectionError:
+            error.connectionErrors.first.map { reason($0.error) } ?? "\(error.host) has no address"
+        default: "\(error)"
         }
     }
 
@@ -104,9 +128,10 @@ struct EventStream: AsyncSequence {
     let jobID: String?
     let body: HTTPClientResponse.Body
 
-    func makeAsyncIterator() -> Iterator { Iterator(chunks: body.makeAsyncIterator()) }
+    func makeAsyncIterator() -> Iterator { Iterator(jobID: jobID, chunks: body.makeAsyncIterator()) }
 
     struct Iterator: AsyncIteratorProtocol {
+        let jobID: String?
         var chunks: HTTPClientResponse.Body.AsyncIterator
         var pending: [UInt8] = []
         var done = false
@@ -120,12 +145,25 @@ struct EventStream: AsyncSequence {
                         done = true
                         return nil
                     }
-                    return try JSON.parse(Array(text))
+                    guard let event = try? JSON.parse(Array(text)) else { throw lost("the stream is not JSON") }
+                    return event
                 }
-                guard let chunk = try await chunks.next() else { return nil }
-                pending += chunk.readableBytesView
+                do {
+                    guard let chunk = try await chunks.next() else { throw lost("the stream ended before its job") }
+                    pending += chunk.readableBytesView
+                } catch let error as CLIError {
+                    throw error
+                } catch {
+                    throw lost("the coordinator closed the connection")
+                }
             }
             return nil
+        }
+
+        private func lost(_ what: String) -> CLIError {
+            CLIError(
+                what + (jobID.map { "; if the job still runs, `tandem jobs attach \($0)` follows it" } ?? ""),
+                isLoss: true)
         }
 
         private mutating func takeLine() -> [UInt8]? {

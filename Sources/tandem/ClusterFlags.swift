@@ -66,7 +66,8 @@ struct ClusterFlags: ParsableArguments {
     var logLevel: String?
 
     /// Decides every setting. `resolver.trail` then says where each came from.
-    func plan(_ resolver: inout SettingResolver) throws -> ClusterPlan {
+    /// - Parameter checkPorts: whether the HTTP port must be free now.
+    func plan(_ resolver: inout SettingResolver, checkPorts: Bool = true) throws -> ClusterPlan {
         let counts = WorkerCounts(
             prefill: try resolver.integer("prefill", flag: prefill, standard: 1, in: 0...WorkerCounts.perKindMax),
             decode: try resolver.integer("decode", flag: decode, standard: 1, in: 0...WorkerCounts.perKindMax),
@@ -81,6 +82,7 @@ struct ClusterFlags: ParsableArguments {
                     ? "model: name a Hugging Face folder with --model"
                     : "model: \(model)/config.json does not exist; --model wants a Hugging Face folder")
         }
+        let port = try resolver.integer("port", flag: port, standard: 8000, in: 0...65535)
         let threads = try resolver.integer("threads", flag: threads, standard: 0, in: 0...1024)
         let workers = max(1, counts.prefill + counts.decode + counts.mixed)
         let shared = max(1, ProcessInfo.processInfo.activeProcessorCount / workers)
@@ -89,8 +91,7 @@ struct ClusterFlags: ParsableArguments {
             modelPath: URL(fileURLWithPath: model).standardizedFileURL.path,
             modelName: resolver.optionalText("model-name", flag: modelName),
             host: resolver.text("host", flag: host, standard: "127.0.0.1"),
-            httpPort: try FreePort.resolve(
-                try resolver.integer("port", flag: port, standard: 8000, in: 0...65535), name: "port"),
+            httpPort: checkPorts ? try FreePort.resolve(port, name: "port") : UInt16(clamping: port),
             controlPort: try FreePort.any(), relayPort: try FreePort.any(), workers: counts,
             policy: try resolver.choice(
                 "policy", flag: policy, standard: "fair-mlfq", from: ["fcfs", "mlfq", "vtc", "fair", "fair-mlfq"]),
@@ -114,8 +115,18 @@ struct ClusterFlags: ParsableArguments {
     /// The bundled model, where this program runs from a checkout.
     static var bundledModel: String? {
         let path = "cluster/models/tandem-stories-5m"
-        return FileManager.default.fileExists(atPath: path + "/config.json") ? path : nil
+        var folders = [path]
+        var folder = URL(
+            fileURLWithPath: (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? "/")
+        for _ in 0..<foldersUpMax {
+            folder.deleteLastPathComponent()
+            folders.append(folder.appendingPathComponent(path).path)
+        }
+        return folders.first { FileManager.default.fileExists(atPath: $0 + "/config.json") }
     }
+
+    /// From `.build/x86_64-unknown-linux-gnu/release/` to the checkout.
+    private static let foldersUpMax = 4
 
     /// The folder of this program, which holds its siblings too.
     static func programsFolder() throws -> String {

@@ -13,8 +13,19 @@ struct DownCommand: AsyncParsableCommand {
 
     func run() async throws {
         let directory = ClusterClient.stateDirectory(state)
+        guard directory.isHeld else {
+            throw CLIError("no cluster runs on state directory \(directory.path): nothing to stop")
+        }
         Terminal.say("stopping (jobs that run are finished first)")
-        _ = try await ControlSocket.ask(path: directory.controlSocket, .object(JSONObject([("verb", .string("down"))])))
+        let reply = try? await ControlSocket.ask(
+            path: directory.controlSocket, .object(JSONObject([("verb", .string("down"))])))
+        for _ in 0..<500 where directory.isHeld { try await Task.sleep(for: .milliseconds(20)) }
+        if directory.isHeld {
+            throw CLIError(
+                reply == nil
+                    ? "the supervisor on \(directory.path) does not answer; its process id is in \(directory.lockFile)"
+                    : "the supervisor on \(directory.path) did not end")
+        }
         Terminal.say("stopped")
     }
 }

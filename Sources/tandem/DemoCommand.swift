@@ -23,7 +23,7 @@ struct DemoCommand: AsyncParsableCommand {
         let cluster = try LocalCluster(plan: plan, state: StateDirectory(path: folder.path), apiKey: nil) {
             Terminal.say("  [\($0)]")
         }
-        let signals = Signals { _ in Task { await cluster.supervisor.shutDown() } }
+        let signals = Signals.stopping(cluster)
         defer { signals.cancel() }
 
         Terminal.say("starting \(UpCommand.describe(plan.workers)), each a process of its own, on \(plan.modelPath)")

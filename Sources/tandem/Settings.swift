@@ -89,10 +89,11 @@ struct SettingResolver {
         guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
             throw CLIError("config: \(path) cannot be read")
         }
-        guard let node = try? Yams.compose(yaml: text) else {
-            if text.allSatisfy(\.isWhitespace) { return [:] }
-            throw CLIError("config: \(path) is not YAML")
+        let composed: Node?
+        do { composed = try Yams.compose(yaml: text) } catch {
+            throw CLIError("config: \(path) is not YAML: \(error)")
         }
+        guard let node = composed else { return [:] }
         guard case .mapping(let mapping) = node else {
             throw CLIError("config: the top level of \(path) is not a mapping of setting names to values")
         }
@@ -120,6 +121,11 @@ enum HumanSize {
 /// A sentence for the person at the terminal.
 struct CLIError: Error, CustomStringConvertible {
     var description: String
+    /// The coordinator went away; it may come back.
+    var isLoss: Bool
 
-    init(_ description: String) { self.description = description }
+    init(_ description: String, isLoss: Bool = false) {
+        self.description = description
+        self.isLoss = isLoss
+    }
 }

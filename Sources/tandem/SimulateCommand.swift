@@ -45,6 +45,9 @@ struct SimulateCommand: ParsableCommand {
     @Flag(help: "Run the fault model in place of a workload.") var safety = false
     @Option(help: "Seeds of the fault model.") var seeds: UInt64 = 1
     @Flag(help: "With --safety: print every event.") var trace = false
+    @Flag(help: "With --safety: one fault of each kind at every event of a small run.") var sweep = false
+    @Option(help: "With --sweep: only this kind of fault.") var strike: String?
+    @Option(help: "With --sweep: only this event.") var event: UInt64?
 
     func validate() throws {
         guard PolicyConfiguration(named: policy) != nil else {
@@ -81,11 +84,21 @@ struct SimulateCommand: ParsableCommand {
         guard prefill + decode + mixed <= 10_000 else {
             throw ValidationError("--prefill: \(prefill + decode + mixed) workers, the limit is 10000")
         }
+        if let strike, SafetyRun.Strike(rawValue: strike) == nil {
+            let names = SafetyRun.Strike.allCases.map(\.rawValue).joined(separator: ", ")
+            throw ValidationError("--strike: \(strike) is none of \(names)")
+        }
         guard seeds >= 1 else { throw ValidationError("--seeds: \(seeds) is not 1 or more") }
     }
 
     func run() throws {
-        if safety { try runSafety() } else { try runWorkload() }
+        if safety, sweep {
+            try runSweep()
+        } else if safety {
+            try runSafety()
+        } else {
+            try runWorkload()
+        }
     }
 }
 
@@ -117,6 +130,30 @@ extension SimulateCommand {
                 format: "%.1f s: %.0f seeds/s, %.2f million events/s", elapsed, Double(tally.seeds) / elapsed,
                 Double(tally.events) / elapsed / 1e6))
         if let json { try write(tally.json, to: json) }
+        if !tally.failed.isEmpty { throw ExitCode(1) }
+    }
+
+    private func runSweep() throws {
+        var tally = SafetyTally()
+        let started = ContinuousClock.now
+        let strikes = SafetyRun.Strike.allCases.filter { strike == nil || $0.rawValue == strike }
+        let events = SafetyRun.eventsOfSweep()
+        for strike in strikes {
+            for index in event.map({ $0...$0 }) ?? 1...events {
+                let result = SafetyRun.strike(strike, at: index, trace: trace ? { Terminal.say($0) } : nil)
+                tally.add(result)
+                guard let failure = result.failure else { continue }
+                Terminal.say("\(strike.rawValue) at event \(index): \(failure)")
+                Terminal.say(
+                    "  replay: tandem simulate --safety --sweep --strike \(strike.rawValue) --event \(index) --trace")
+            }
+        }
+        let elapsed = (ContinuousClock.now - started).seconds
+        Terminal.say(tally.text)
+        Terminal.say(
+            "\(strikes.count) kinds of fault at each of \(events) events: \(tally.seeds) runs, \(tally.failed.count) failed"
+        )
+        Terminal.complain(String(format: "%.1f s", elapsed))
         if !tally.failed.isEmpty { throw ExitCode(1) }
     }
 
@@ -256,7 +293,9 @@ enum TraceFile {
             let arrival = json["arrival_s"]?.doubleValue ?? json["timestamp"]?.doubleValue.map({ $0 / 1000 }),
             arrival.isFinite, arrival >= 0
         else { return nil }
-        let stretches = (json["hash_ids"]?.arrayValue ?? []).compactMap { $0.intValue.map { UInt64(bitPattern: Int64($0)) } }
+        let stretches = (json["hash_ids"]?.arrayValue ?? []).compactMap {
+            $0.intValue.map { UInt64(bitPattern: Int64($0)) }
+        }
         return TraceEntry(
             arrivalSeconds: arrival, tenant: tenant(json["tenant"]), inputTokens: input, outputTokens: output,
             stretches: stretches)

@@ -1,6 +1,7 @@
 import ArgumentParser
 import BoundedJSON
 import Foundation
+import LocalSupervisor
 import ServingTypes
 
 struct StatusCommand: AsyncParsableCommand {
@@ -13,8 +14,16 @@ struct StatusCommand: AsyncParsableCommand {
     @OptionGroup var cluster: ClusterOptions
 
     func run() async throws {
-        let snapshot = try await ClusterClient(cluster).get("/admin/cluster")
-        Terminal.say(json ? JSON.text(snapshot, pretty: true) : ClusterReport(snapshot).text)
+        let client = ClusterClient(cluster)
+        let processes = await ProcessTable(of: client)
+        let snapshot: JSONValue
+        do { snapshot = try await client.get("/admin/cluster") } catch {
+            // A coordinator that is being restarted is what a person came to see.
+            if let processes, !json { Terminal.say(processes.text + "\n") }
+            throw error
+        }
+        if json { return Terminal.say(JSON.text(snapshot, pretty: true)) }
+        Terminal.say(ClusterReport(snapshot, processes).text)
     }
 }
 
@@ -33,28 +42,48 @@ struct TopCommand: AsyncParsableCommand {
     func run() async throws {
         guard every >= 0.1, every <= 3600 else { throw CLIError("every: \(every) is outside 0.1 to 3600") }
         let client = ClusterClient(cluster)
-        var last: ClusterReport?
+        var last: (report: ClusterReport, at: ContinuousClock.Instant)?
         var looks = 0
         while count == 0 || looks < count {
-            let report = ClusterReport(try await client.get("/admin/cluster"))
-            if Terminal.isInteractive { Terminal.stream("\u{1B}[H\u{1B}[2J") }
-            Terminal.say(report.text)
-            if let last { Terminal.say("\n" + report.rates(since: last, seconds: every)) }
-            last = report
+            let processes = await ProcessTable(of: client)
+            do {
+                let report = ClusterReport(try await client.get("/admin/cluster"), processes)
+                let now = ContinuousClock.now
+                show(
+                    report.text
+                        + (last.map { "\n\n" + report.rates(since: $0.report, seconds: (now - $0.at).seconds) } ?? ""))
+                last = (report, now)
+            } catch {
+                // A coordinator that is being restarted comes back.
+                guard let processes else { throw error }
+                show(processes.text + "\n\n\(error)")
+                last = nil
+            }
             looks += 1
             if looks != count { try await Task.sleep(for: .seconds(every)) }
         }
+    }
+
+    private func show(_ text: String) {
+        if Terminal.isInteractive { Terminal.stream("\u{1B}[H\u{1B}[2J") }
+        Terminal.say(text + (Terminal.isInteractive ? "" : "\n"))
     }
 }
 
 /// The snapshot as tables.
 struct ClusterReport {
     private let snapshot: JSONValue
+    private let processes: ProcessTable?
 
-    init(_ snapshot: JSONValue) { self.snapshot = snapshot }
+    init(_ snapshot: JSONValue, _ processes: ProcessTable?) {
+        self.snapshot = snapshot
+        self.processes = processes
+    }
 
     var text: String {
-        [head, workers, tenants].joined(separator: "\n\n")
+        let restarted = processes?.hasNews == true ? processes?.text : nil
+        let parts = [head, workers, snapshot["tenants"]?.arrayValue?.isEmpty == false ? tenants : nil, restarted]
+        return parts.compactMap { $0 }.joined(separator: "\n\n")
     }
 
     private func counter(_ name: String) -> Int { snapshot["counters"]?[name]?.intValue ?? 0 }
@@ -114,5 +143,39 @@ struct ClusterReport {
             format: "%.1f output tokens/s, %.1f prompt tokens/s, %.1f jobs/s, %@/s of pages", rate("output_tokens"),
             rate("prompt_tokens"), rate("finished_stop") + rate("finished_length"),
             Terminal.bytes(rate("kv_bytes_moved")))
+    }
+}
+
+/// What the supervisor of a local cluster says about its processes.
+struct ProcessTable {
+    private let processes: [JSONValue]
+
+    /// nil where no supervisor answers in the client's state directory, or it supervises another cluster.
+    init?(of client: ClusterClient) async {
+        guard client.state.readCard()?.url == client.baseURL,
+            let reply = try? await ControlSocket.ask(
+                path: client.state.controlSocket, .object(JSONObject([("verb", .string("processes"))]))
+            ).arrayValue
+        else { return nil }
+        processes = reply
+    }
+
+    /// Whether any process was restarted, waits for it, or leaves.
+    var hasNews: Bool {
+        processes.contains { ($0["restarts"]?.intValue ?? 0) > 0 || $0["phase"]?.stringValue != "running" }
+    }
+
+    var text: String {
+        let rows = processes.map { process in
+            let wait = process["restarts_in_ms"]?.doubleValue
+            let id = process["pid"]?.intValue ?? 0
+            return [
+                process["name"]?.stringValue ?? "?",
+                (process["phase"]?.stringValue ?? "?") + (wait.map { " in " + Terminal.milliseconds($0) } ?? ""),
+                id == 0 ? "-" : "\(id)", "\(process["restarts"]?.intValue ?? 0)",
+                process["last_end"]?.stringValue ?? "",
+            ]
+        }
+        return Terminal.table(["PROCESS", "PHASE", "PID", "RESTARTS", "LAST END"], rows)
     }
 }

@@ -76,8 +76,42 @@ struct SubmitCommand: AsyncParsableCommand {
             Terminal.say(events.jobID ?? "?")
             return
         }
-        try await StreamPrinter.print(events)
+        try await follow(events, client, .object(body), headers)
         if let job = events.jobID { try await Self.summarise(job, client) }
+    }
+
+    /// How long a coordinator may be away before a keyed job is given up.
+    static let patience = Duration.seconds(60)
+
+    /// Prints the text to its end. A job with a key outlives its coordinator, so that a lost stream is
+    /// asked for again, and what was shown is not shown twice.
+    private func follow(
+        _ events: EventStream, _ client: ClusterClient, _ body: JSONValue, _ headers: [(String, String)]
+    ) async throws {
+        var shown = 0
+        var stream: EventStream? = events
+        var lostAt: ContinuousClock.Instant?
+        while true {
+            do {
+                let before = shown
+                let current: EventStream
+                if let stream {
+                    current = stream
+                } else {
+                    current = try await client.events("/v1/completions", body, headers: headers)
+                }
+                stream = nil
+                defer { if shown > before { lostAt = nil } }
+                try await StreamPrinter.print(current, shown: &shown)
+                return
+            } catch let error as CLIError where error.isLoss && idempotencyKey != nil {
+                let since = lostAt ?? .now
+                if lostAt == nil { Terminal.complain("the coordinator went away; waiting for it") }
+                lostAt = since
+                guard ContinuousClock.now - since < Self.patience else { throw error }
+                try await Task.sleep(for: .milliseconds(200))
+            }
+        }
     }
 
     static func standardInput() -> String {
@@ -96,13 +130,24 @@ enum StreamPrinter {
     /// Returns the whole text.
     @discardableResult
     static func print(_ events: EventStream, choice: Int = 0) async throws -> String {
+        var shown = 0
+        return try await print(events, choice: choice, shown: &shown)
+    }
+
+    /// - Parameter shown: UTF-8 bytes of this text that are on the terminal already; kept up to date.
+    @discardableResult
+    static func print(_ events: EventStream, choice: Int = 0, shown: inout Int) async throws -> String {
         var text = ""
+        var length = 0
         for try await event in events {
             if let message = event["error"]?["message"]?.stringValue { throw CLIError(message) }
             for item in event["choices"]?.arrayValue ?? [] where item["index"]?.intValue ?? 0 == choice {
                 let piece = item["text"]?.stringValue ?? item["delta"]?["content"]?.stringValue ?? ""
                 text += piece
-                Terminal.stream(piece)
+                length += piece.utf8.count
+                guard length > shown else { continue }
+                Terminal.stream(String(decoding: piece.utf8.suffix(length - shown), as: UTF8.self))
+                shown = length
             }
         }
         Terminal.stream("\n")

@@ -24,8 +24,7 @@ struct Tandem: AsyncParsableCommand {
         subcommands: [
             UpCommand.self, DownCommand.self, StatusCommand.self, TopCommand.self, ScaleCommand.self,
             SubmitCommand.self, ChatCommand.self, JobsCommand.self, ModelsCommand.self, BenchCommand.self,
-            DoctorCommand.self,
-            DemoCommand.self,
+            SimulateCommand.self, DoctorCommand.self, DemoCommand.self, RandomModelCommand.self,
         ])
 
     static func main() async {

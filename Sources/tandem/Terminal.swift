@@ -22,17 +22,20 @@ enum Terminal {
         }
     }
 
-    /// Columns padded to their widest cell, two spaces between; numbers to the right.
+    /// Columns padded to their widest cell, two spaces between; columns of numbers to the right.
     static func table(_ header: [String], _ rows: [[String]]) -> String {
         let widths = header.indices.map { column in
             ([header] + rows).map { column < $0.count ? $0[column].count : 0 }.max() ?? 0
         }
+        let areNumbers = header.indices.map { column in
+            rows.allSatisfy { row in column >= row.count || row[column].first.map { $0.isNumber || $0 == "-" } ?? true }
+        }
         func line(_ cells: [String]) -> String {
-            zip(cells, widths).map { cell, width in
-                let padding = String(repeating: " ", count: max(0, width - cell.count))
-                let isNumber = cell.first.map { $0.isNumber || $0 == "-" } ?? false
-                return isNumber ? padding + cell : cell + padding
-            }.joined(separator: "  ").trimmingCharacters(in: .whitespaces)
+            let text = cells.indices.map { column in
+                let padding = String(repeating: " ", count: max(0, widths[column] - cells[column].count))
+                return areNumbers[column] ? padding + cells[column] : cells[column] + padding
+            }.joined(separator: "  ")
+            return String(text.reversed().drop { $0 == " " }.reversed())
         }
         return ([line(header)] + rows.map(line)).joined(separator: "\n")
     }

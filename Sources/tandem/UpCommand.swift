@@ -4,6 +4,7 @@ import Dispatch
 import Foundation
 import LocalSupervisor
 import ServingTypes
+import Synchronization
 
 struct UpCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -33,7 +34,12 @@ struct UpCommand: AsyncParsableCommand {
 
     func run() async throws {
         var resolver = try SettingResolver(configPath: flags.config)
-        let plan = try flags.plan(&resolver)
+        let directory = ClusterClient.stateDirectory(state)
+        if !showConfig {
+            try directory.create()
+            _ = try directory.lock()
+        }
+        let plan = try flags.plan(&resolver, checkPorts: !showConfig)
         try resolver.refuseUnknownFileKeys()
         if showConfig {
             Terminal.say(
@@ -41,7 +47,6 @@ struct UpCommand: AsyncParsableCommand {
                     ["setting", "value", "from"], resolver.trail.map { [$0.name, $0.value, $0.origin.rawValue] }))
             return
         }
-        let directory = ClusterClient.stateDirectory(state)
         if detach { return try await Detached.start(state: directory, readyWithin: readyWithin) }
         try await serve(plan, directory)
     }
@@ -49,7 +54,7 @@ struct UpCommand: AsyncParsableCommand {
     private func serve(_ plan: ClusterPlan, _ directory: StateDirectory) async throws {
         let key = try plan.apiKeysFile.map(Self.firstKey)
         let cluster = try LocalCluster(plan: plan, state: directory, apiKey: key) { Terminal.say($0) }
-        let signals = Signals { _ in Task { await cluster.supervisor.shutDown() } }
+        let signals = Signals.stopping(cluster)
         defer { signals.cancel() }
         Terminal.say("starting \(Self.describe(plan.workers)) on \(plan.modelPath)")
         try await cluster.run {
@@ -113,19 +118,36 @@ struct Signals {
     }
 
     func cancel() { sources.forEach { $0.cancel() } }
+
+    /// The first signal finishes the jobs that run and stops the cluster; the second ends it at once.
+    static func stopping(_ cluster: LocalCluster) -> Signals {
+        let asked = OneTime()
+        return Signals { _ in
+            if asked.raise() {
+                Task { await cluster.supervisor.endNow() }
+            } else {
+                Terminal.say("stopping: jobs that run are finished first (Ctrl-C again ends at once)")
+                Task { await cluster.supervisor.shutDown() }
+            }
+        }
+    }
 }
 
 /// `up --detach`: the same command again, in a session of its own.
 enum Detached {
     static func start(state: StateDirectory, readyWithin: Int) async throws {
-        try state.create()
-        _ = try state.lock()
         let log = state.logFile(of: "supervisor")
+        LogFiles.rotate(log)
+        var news = LogNews(of: log)
         let process = try spawn(
             CommandLine.arguments.dropFirst().filter { $0 != "--detach" && $0 != "-d" } + ["--state", state.path],
             log: log)
-        let deadline = ContinuousClock.now + .seconds(readyWithin)
+        // The supervisor gives up first and says why.
+        let deadline = ContinuousClock.now + .seconds(readyWithin) + .seconds(5)
         while ContinuousClock.now < deadline {
+            for line in news.take() where line.contains(": loading") || line.contains("; restarting") {
+                Terminal.say(line)
+            }
             if let card = state.readCard() {
                 let client = ClusterClient(baseURL: card.url, apiKey: card.apiKey, state: state)
                 if await client.status("/readyz") == 200, await isComplete(client) {
@@ -135,8 +157,8 @@ enum Detached {
             }
             var status: Int32 = 0
             if waitpid(process, &status, WNOHANG) == process {
-                throw CLIError(
-                    "the cluster did not start:\n" + LogTail.lines(of: log).suffix(5).joined(separator: "\n"))
+                let complaint = LogTail.lines(of: log).reversed().first { $0.hasPrefix("tandem: ") }?.dropFirst(8)
+                throw CLIError(complaint.map(String.init) ?? "the cluster did not start; \(log) may say why")
             }
             try await Task.sleep(for: .milliseconds(100))
         }
@@ -176,4 +198,12 @@ enum Detached {
         guard result == 0 else { throw CLIError("the supervisor did not start: \(String(cString: strerror(result)))") }
         return process
     }
+}
+
+/// Raised once.
+final class OneTime: Sendable {
+    private let value = Atomic(false)
+
+    /// Whether it was raised before.
+    func raise() -> Bool { value.exchange(true, ordering: .relaxed) }
 }

@@ -253,7 +253,7 @@ def errors_have_their_classes(context):
     for asked, kind, code, param in [
         (dict(model="no-such-model", prompt="a"), openai.NotFoundError, "model_not_found", "model"),
         (dict(prompt="a", temperature=-1), openai.BadRequestError, "invalid_value", "temperature"),
-        (dict(prompt="a", max_tokens=2_000_000), openai.BadRequestError, "context_length_exceeded", "prompt"),
+        (dict(prompt="a", max_tokens=2_000_000), openai.BadRequestError, "context_length_exceeded", "max_tokens"),
         (dict(prompt="a", n=1000), openai.BadRequestError, "invalid_value", "n"),
         (dict(prompt="a", suffix="b"), openai.BadRequestError, "unsupported", "suffix"),
     ]:

@@ -325,7 +325,10 @@ extension ClusterSuites {
                 let door = Door(url: cluster.url)
                 let cases: [(body: String, status: Int, field: JSONValue, saying: String)] = [
                     (#"{"prompt": "a", "model": "gpt-17"}"#, 404, "model", "gpt-17"),
-                    (#"{"prompt": "a", "max_tokens": 600}"#, 400, "prompt", "context is 512 tokens; 'prompt' has 1"),
+                    (
+                        #"{"prompt": "a", "max_tokens": 600}"#, 400, "max_tokens",
+                        "context is 512 tokens; 'prompt' has 1"
+                    ),
                     (#"{"prompt": "a", "max_tokens": "ten"}"#, 400, "max_tokens", "an integer"),
                     (#"{"prompt": "a", "max_tokens": 1.5}"#, 400, "max_tokens", "1.5"),
                     (#"{"prompt": "a", "temperature": "hot"}"#, 400, "temperature", "a number"),

@@ -4,6 +4,9 @@ import Testing
 
 /// The `tandem` program as a person uses it.
 struct CommandLine {
+    /// Far beyond what any command takes on a busy machine.
+    static let secondsMax = 240.0
+
     let state: URL
 
     init() {
@@ -22,6 +25,10 @@ struct CommandLine {
         process.standardOutput = output
         process.standardError = output
         try process.run()
+        // A command that hangs must fail its test, not stall the suite.
+        let watchdog = DispatchWorkItem { kill(process.processIdentifier, SIGKILL) }
+        DispatchQueue.global().asyncAfter(deadline: .now() + Self.secondsMax, execute: watchdog)
+        defer { watchdog.cancel() }
         let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         process.waitUntilExit()
         #expect(process.terminationStatus == status, "tandem \(arguments.joined(separator: " ")):\n\(text)")
@@ -37,8 +44,24 @@ struct CommandLine {
             .flatMap { try? JSON.parse([UInt8]($0)) }
     }
 
+    var supervisor: pid_t? { card?["supervisor"]?.intValue.map { pid_t($0) } }
+
+    var client: TestClient {
+        TestClient(port: UInt16(URL(string: card?["url"]?.stringValue ?? "")?.port ?? 0))
+    }
+
+    /// Repeats a look until it shows what is wanted.
+    func wait(_ what: String, until done: () async throws -> Bool) async throws {
+        let deadline = ContinuousClock.now + .seconds(Self.secondsMax)
+        while ContinuousClock.now < deadline {
+            if try await done() { return }
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        throw TestFailure("\(what): not within \(Self.secondsMax) s")
+    }
+
     func tearDown() {
-        if let process = card?["supervisor"]?.intValue { kill(pid_t(process), SIGKILL) }
+        if let supervisor { kill(supervisor, SIGKILL) }
         try? FileManager.default.removeItem(at: state)
     }
 }
@@ -67,8 +90,7 @@ extension ClusterSuites {
             let tandem = CommandLine()
             defer { tandem.tearDown() }
             _ = try tandem.up()
-            let port = UInt16(URL(string: tandem.card?["url"]?.stringValue ?? "")?.port ?? 0)
-            let client = TestClient(port: port)
+            let client = tandem.client
             let prompts = (0..<4).map { Prompts.text(words: 60 + $0, seed: UInt64($0)) }
             var clean: [String] = []
             for (index, prompt) in prompts.enumerated() {
@@ -103,17 +125,103 @@ extension ClusterSuites {
             let tandem = CommandLine()
             defer { tandem.tearDown() }
             _ = try tandem.up()
-            let client = TestClient(port: UInt16(URL(string: tandem.card?["url"]?.stringValue ?? "")?.port ?? 0))
-            let workers = try await client.get("/admin/cluster")["workers"]?.arrayValue ?? []
+            let workers = try await tandem.client.get("/admin/cluster")["workers"]?.arrayValue ?? []
             let processes = workers.compactMap { $0["pid"]?.intValue }
             #expect(processes.count == 2)
-            kill(pid_t(tandem.card?["supervisor"]?.intValue ?? 0), SIGKILL)
-            for _ in 0..<500 where processes.contains(where: { kill(pid_t($0), 0) == 0 && !Self.isZombie($0) }) {
-                try await Task.sleep(for: .milliseconds(20))
+            kill(try #require(tandem.supervisor), SIGKILL)
+            try await tandem.wait("processes \(processes) gone") {
+                processes.allSatisfy { kill(pid_t($0), 0) != 0 || Self.isZombie($0) }
             }
-            for process in processes {
-                #expect(kill(pid_t(process), 0) != 0 || Self.isZombie(process), "process \(process) lives on")
+            // What it left behind hinders nobody.
+            #expect(tandem.card != nil)
+            #expect(try tandem.run(["down"], expecting: 1).contains("nothing to stop"))
+            #expect(try tandem.up().contains("ready: http://127.0.0.1:"))
+            try tandem.run(["down"])
+        }
+
+        @Test func aKilledWorkerAndAKilledCoordinatorComeBackAndStatusSaysSo() async throws {
+            let tandem = CommandLine()
+            defer { tandem.tearDown() }
+            _ = try tandem.up()
+            let clean = try await tandem.client.stream("Once upon a time", maxTokens: 200, seed: 5, tenant: "clean")
+                .text
+            let workers = try await tandem.client.get("/admin/cluster")["workers"]?.arrayValue ?? []
+            let decode = try #require(workers.first { $0["name"]?.stringValue == "decode-0" }?["pid"]?.intValue)
+            async let streamed = tandem.client.stream("Once upon a time", maxTokens: 200, seed: 5, tenant: "other").text
+            kill(pid_t(decode), SIGKILL)
+            #expect(try await streamed == clean)
+            try await tandem.wait("decode-0 restarted") {
+                let status = try tandem.run(["status"])
+                return status.contains("was ended by signal 9") && status.contains("ready")
             }
+            let keyed = Task {
+                try tandem.run([
+                    "submit", "Once upon a time", "--max-tokens", "200", "--seed", "5", "--idempotency-key", "k",
+                ])
+            }
+            try await tandem.wait("the keyed job") {
+                try await tandem.client.get("/v1/jobs")["data"]?.arrayValue?.contains {
+                    $0["usage"]?["completion_tokens"]?.intValue ?? 0 > 0 && $0["tenant"]?.stringValue == "default"
+                } == true
+            }
+            kill(try Self.child(of: try #require(tandem.supervisor), program: "tandem-coordinator"), SIGKILL)
+            try await tandem.wait("workers at the new coordinator") {
+                let snapshot = try? await tandem.client.get("/admin/cluster")
+                let ready = (snapshot?["workers"]?.arrayValue ?? []).filter { $0["state"]?.stringValue == "ready" }
+                return ready.count == 2
+            }
+            let again = try tandem.run(["submit", "Once upon a time", "--max-tokens", "200", "--seed", "5"])
+            #expect(again == clean + "\n")
+            let resumed = try await keyed.value
+            let complaint = "tandem: the coordinator went away; waiting for it\n"
+            #expect(resumed.replacingOccurrences(of: complaint, with: "") == clean + "\n")
+            #expect(try tandem.run(["status"]).contains("coordinator  running"))
+            try tandem.run(["down"])
+        }
+
+        @Test func aModelThatCannotBeReadEndsTheStartAtOnceWithOneSentence() throws {
+            let tandem = CommandLine()
+            defer { tandem.tearDown() }
+            let model = tandem.state.appendingPathComponent("model")
+            try FileManager.default.createDirectory(at: model, withIntermediateDirectories: true)
+            try Data("{".utf8).write(to: model.appendingPathComponent("config.json"))
+            for detach in [[], ["--detach"]] {
+                let refusal = try tandem.run(["up", "--model", model.path, "--port", "0"] + detach, expecting: 1)
+                #expect(refusal.contains("cannot start") && refusal.contains("config.json"), "\(refusal)")
+            }
+        }
+
+        @Test func badFlagsAndBadFilesAreRefusedWithTheirNames() throws {
+            let tandem = CommandLine()
+            defer { tandem.tearDown() }
+            try FileManager.default.createDirectory(at: tandem.state, withIntermediateDirectories: true)
+            let file = tandem.state.appendingPathComponent("cluster.yaml")
+            for (yaml, word) in [
+                ("prefil: 2\n", "unknown setting prefil"), ("prefill: [1\n", "not YAML"), ("prefill: two\n", "two"),
+            ] {
+                try Data(yaml.utf8).write(to: file)
+                #expect(try tandem.run(["up", "--config", file.path], expecting: 1).contains(word))
+            }
+            try Data("prefill: 3\nmodel: \(Paths.model)\n".utf8).write(to: file)
+            let settings = try tandem.run(["up", "--show-config", "--config", file.path, "--decode", "2"])
+            #expect(settings.contains { $0.isNewline } && settings.contains("flag") && settings.contains("file"))
+            #expect(try tandem.run(["up", "--prefil", "2"], expecting: 64).contains("--prefill"))
+            #expect(try tandem.run(["up", "--model", "/nonexistent"], expecting: 1).contains("/nonexistent"))
+            #expect(try tandem.run(["submit", "x", "--url", "nonsense"], expecting: 1).contains("nonsense"))
+            #expect(try tandem.run(["down"], expecting: 1).contains("nothing to stop"))
+        }
+
+        /// Linux lists a process's children under its main thread and under the thread that made them.
+        private static func child(of parent: pid_t, program: String) throws -> pid_t {
+            let tasks = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(parent)/task")
+            let children = tasks.flatMap { task in
+                ((try? String(contentsOfFile: "/proc/\(parent)/task/\(task)/children", encoding: .utf8)) ?? "")
+                    .split(separator: " ")
+            }
+            let found = children.first { child in
+                (try? String(contentsOfFile: "/proc/\(child)/cmdline", encoding: .utf8))?.contains(program) == true
+            }
+            return try #require(found.flatMap { pid_t($0) }, "no child \(program) of \(parent)")
         }
 
         /// Ended, but not yet reaped by whoever inherited it.

@@ -56,6 +56,15 @@ final class FaultMatrix: Sendable {
     }
 }
 
+/// The model as it was when the rounds began: one that is trained on beside them may change.
+private struct ModelCopy {
+    let path = FileManager.default.temporaryDirectory.appendingPathComponent("tandem-model-\(UUID().uuidString)").path
+
+    init() throws { try FileManager.default.copyItem(atPath: Paths.model, toPath: path) }
+
+    func remove() { try? FileManager.default.removeItem(atPath: path) }
+}
+
 /// One round on a living cluster: jobs, faults beside them, and the oracle.
 private struct MatrixRun: Sendable {
     let cluster: TestCluster
@@ -320,12 +329,15 @@ extension ClusterSuites {
             let rounds = environment["TANDEM_FAULT_ROUNDS"].flatMap(Int.init) ?? 12
             let first = environment["TANDEM_FAULT_SEED"].flatMap(UInt64.init) ?? 20_261_121
             let matrix = FaultMatrix()
-            let clean = try await Self.cleanTexts()
+            let model = try ModelCopy()
+            defer { model.remove() }
+            let clean = try await Self.cleanTexts(model.path)
             var failures: [String] = []
             var left = rounds
             var seed = first
             while left > 0 {
-                let plan = MatrixPlan(seed: seed, rounds: min(left, MatrixPlan.roundsPerCluster))
+                var plan = MatrixPlan(seed: seed, rounds: min(left, MatrixPlan.roundsPerCluster))
+                plan.shape.model = model.path
                 failures += await Self.live(plan, clean, matrix)
                 left -= plan.rounds.count
                 seed += 1
@@ -335,9 +347,9 @@ extension ClusterSuites {
             #expect(matrix.total.struck * 2 >= matrix.total.rounds, "most faults must strike:\n\(matrix.table)")
         }
 
-        private static func cleanTexts() async throws -> [String] {
+        private static func cleanTexts(_ model: String) async throws -> [String] {
             var texts: [String] = []
-            try await TestCluster.with(seed: 1) { cluster in
+            try await TestCluster.with(.init(model: model), seed: 1) { cluster in
                 for (index, job) in MatrixJob.catalogue.enumerated() {
                     texts.append(
                         try await cluster.client.stream(

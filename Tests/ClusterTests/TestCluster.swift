@@ -17,6 +17,7 @@ final class TestCluster: @unchecked Sendable {
         var coordinatorArguments: [String] = []
         var workerArguments: [String] = []
         var journal = false
+        var model = Paths.model
         /// Blocks in each worker's pool.
         var blocks = 512
     }
@@ -80,7 +81,7 @@ final class TestCluster: @unchecked Sendable {
 
     func startCoordinator() throws {
         var arguments = [
-            "--supervised", "--model", Paths.model, "--port", "\(httpPort)", "--control-port", "\(controlPort)",
+            "--supervised", "--model", shape.model, "--port", "\(httpPort)", "--control-port", "\(controlPort)",
             "--relay-port", "\(relayPort)", "--local-prefill-tokens", "0", "--stall-floor-ms", "2000",
             "--dead-after-ms", "2000",
         ]
@@ -103,7 +104,7 @@ final class TestCluster: @unchecked Sendable {
             ?? FaultProxy(seed: seed &+ UInt64(controls.count)) { [controlPort] in controlPort }
         controls[name] = control
         var arguments = [
-            "--supervised", "--name", name, "--model", Paths.model, "--coordinator", "127.0.0.1:\(control.port)",
+            "--supervised", "--name", name, "--model", shape.model, "--coordinator", "127.0.0.1:\(control.port)",
             "--relay", "127.0.0.1:\(relayPort)", "--threads", "1", "--blocks", "\(shape.blocks)",
         ]
         if name.hasPrefix("prefill") {

@@ -61,7 +61,7 @@ import WireCodec
         let client = TestClient(loop, port: try server.start(), silenceMax: .milliseconds(30))
         try client.waitUp(3)
         let reason = try client.log.wait("down") { if case .down(let reason) = $0 { reason } else { nil } }
-        #expect(reason == "The coordinator said nothing for 30 ms.")
+        #expect(reason == "The coordinator said nothing for 30.0 ms.")
         try client.stop()
         try server.stop()
     }

@@ -403,6 +403,25 @@ import Testing
         }
     }
 
+    @Test func whoGuessesKeysHasToWaitAndWhoHasOneDoesNot() throws {
+        let desk = try guarded()
+        func ask(_ key: String) throws -> Answer {
+            try desk.get("/v1/models", headers: ["authorization: Bearer \(key)"])
+            return try desk.answer()
+        }
+        for guess in 0..<KeyFailures.Limits.failuresMax { #expect(try ask("guess-\(guess)").status == 401) }
+        let refused = try ask("guess")
+        #expect(refused.status == 429 && refused["retry-after"] == "60", "\(refused)")
+        try desk.get("/livez")
+        #expect(try desk.answer().status == 200)
+        #expect(try ask("key-a").status == 429, "the key is not looked at")
+        desk.loop.advanceTime(by: KeyFailures.Limits.window)
+        try desk.reconnect()
+        #expect(try ask("key-a").status == 200)
+        for guess in 0..<(2 * KeyFailures.Limits.failuresMax) { #expect(try ask("more-\(guess)").status == 401) }
+        #expect(try ask("key-a").status == 200)
+    }
+
     @Test func scopesAndTenantsHold() throws {
         let desk = try guarded()
         desk.jobs.answerEverything(with: "z")

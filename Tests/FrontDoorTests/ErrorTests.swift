@@ -36,8 +36,8 @@ import Testing
             body: #"{"prompt":"a","max_tokens":1.5}"#, field: "max_tokens",
             says: "'max_tokens' is 1.5; it must be an integer"),
         Row(
-            body: #"{"prompt":"a","max_tokens":500}"#, code: "context_length_exceeded", field: "prompt",
-            says: "This model's context is 200 tokens; 'prompt' has 1 tokens and 500 for the output."),
+            body: #"{"prompt":"a","max_tokens":500}"#, code: "context_length_exceeded", field: "max_tokens",
+            says: "This model's context is 200 tokens; 'prompt' has 1 tokens and 500 for the output ('max_tokens')."),
         Row(body: #"{"prompt":"a","temperature":-1}"#, field: "temperature", says: "it must be from 0.0 to 100.0"),
         Row(body: #"{"prompt":"a","temperature":"hot"}"#, field: "temperature", says: "it must be a number"),
         Row(body: #"{"prompt":"a","top_p":0}"#, field: "top_p", says: "above 0"),
@@ -95,7 +95,7 @@ import Testing
             field: "tool_choice", says: "only \"none\" and \"auto\"", path: "/v1/chat/completions"),
         Row(
             body: #"{"messages":[{"role":"user","content":"a"}],"max_completion_tokens":400}"#,
-            code: "context_length_exceeded", field: "messages", says: "and 400 for the output",
+            code: "context_length_exceeded", field: "max_completion_tokens", says: "and 400 for the output",
             path: "/v1/chat/completions"),
     ]
 

@@ -95,4 +95,25 @@ extension [SupervisorAction] {
         _ = core.handle(.exited(decode0, .signaled(11)), at: at(1))
         #expect(core.handle(.tick, at: at(5000)).isEmpty)
     }
+
+    @Test func aProcessThatKeepsEndingShowsItsCountItsRestartsAndItsLastEnd() throws {
+        var core = started(WorkerCounts(prefill: 0, decode: 1))
+        _ = core.handle(.exited(decode0, .exited(2)), at: at(0))
+        _ = core.handle(.tick, at: at(100))
+        let words = core.handle(.exited(decode0, .signaled(9)), at: at(150))
+        #expect(words == [.say("decode-0 was ended by signal 9 (2 times in a row); restarting in 200 ms")])
+        let state = try #require(core.processes.first { $0.name == decode0 })
+        #expect(state.failures == 2 && state.restarts == 1 && state.lastEnd == .signaled(9))
+        #expect(state.phase == .backingOff(until: at(350)))
+    }
+
+    @Test func aSecondRequestToStopKillsWhateverRuns() {
+        var core = started(WorkerCounts(prefill: 1, decode: 1))
+        _ = core.handle(.shutDown, at: at(0))
+        #expect(core.handle(.endNow, at: at(1)).deeds == [.kill(.coordinator), .kill(prefill0), .kill(decode0)])
+        for name in [ProcessName.coordinator, prefill0] {
+            #expect(core.handle(.exited(name, .signaled(9)), at: at(2)).deeds.allSatisfy { $0 != .finished })
+        }
+        #expect(core.handle(.exited(decode0, .signaled(9)), at: at(3)).deeds == [.finished])
+    }
 }

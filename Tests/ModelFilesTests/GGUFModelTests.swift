@@ -1,5 +1,4 @@
 import BoundedJSON
-import CKernels
 import Foundation
 import ModelRuntime
 import ServingTypes
@@ -7,107 +6,6 @@ import Testing
 import Tokenization
 
 @testable import ModelFiles
-
-/// The bundled model as a GGUF file, as llama.cpp's converter would write it.
-private enum Converted {
-    enum Weights: String, CaseIterable {
-        case f32
-        case bf16
-        case q8_0
-        case q4_0
-    }
-
-    static func write(_ weights: Weights, to path: String) throws {
-        let model = try ModelFolder(path: Repository.model.path)
-        var file = GGUFTestFile()
-        describe(model, &file)
-        try describeTokenizer(&file, model)
-        for name in model.weights.tensorNames {
-            let view = try #require(try model.weights.tensor(named: name))
-            file.tensors.append(try tensor(name, view, weights, model.spec))
-        }
-        try Data(file.bytes()).write(to: URL(fileURLWithPath: path))
-    }
-
-    private static func describe(_ model: ModelFolder, _ file: inout GGUFTestFile) {
-        let spec = model.spec
-        file.add("general.architecture", "llama")
-        file.add("llama.context_length", UInt32(spec.contextTokensMax))
-        file.add("llama.embedding_length", UInt32(spec.hiddenSize))
-        file.add("llama.block_count", UInt32(spec.layerCount))
-        file.add("llama.feed_forward_length", UInt32(spec.ffnSize))
-        file.add("llama.attention.head_count", UInt32(spec.headCount))
-        file.add("llama.attention.head_count_kv", UInt32(spec.kvHeadCount))
-        file.add("llama.attention.key_length", UInt32(spec.headDim))
-        file.add("llama.rope.freq_base", Float(spec.ropeTheta))
-        file.add("llama.attention.layer_norm_rms_epsilon", spec.rmsNormEpsilon)
-        if let template = model.chatTemplateSource { file.add("tokenizer.chat_template", template) }
-    }
-
-    private static func describeTokenizer(_ file: inout GGUFTestFile, _ folder: ModelFolder) throws {
-        let json = try JSON.parse(
-            [UInt8](try Data(contentsOf: Repository.model.appendingPathComponent("tokenizer.json"))))
-        let model = try TokenizerModel(tokenizerJSON: json, config: nil)
-        var texts = [String](repeating: "", count: folder.tokenizer.vocabularySize)
-        var types = [Int32](repeating: 5, count: texts.count)
-        for entry in model.vocabulary { (texts[Int(entry.id)], types[Int(entry.id)]) = (entry.text, 1) }
-        for token in model.addedTokens {
-            (texts[Int(token.id)], types[Int(token.id)]) = (token.content, token.special ? 3 : 4)
-        }
-        let pre: String
-        switch model.preTokenizers {
-        case [.gpt2]: pre = "gpt-2"
-        case [.llama3]: pre = "llama-bpe"
-        case [.qwen2]: pre = "qwen2"
-        case [.digits(individually: true), .gpt2]: pre = "smollm"
-        default: pre = "unknown"
-        }
-        file.add("tokenizer.ggml.model", "gpt2")
-        file.add("tokenizer.ggml.pre", pre)
-        file.add("tokenizer.ggml.tokens", texts)
-        file.add("tokenizer.ggml.token_type", types)
-        file.add("tokenizer.ggml.merges", model.merges.map { "\($0.left) \($0.right)" })
-        file.add("tokenizer.ggml.add_bos_token", false)
-        if let end = folder.tokenizer.eosToken { file.add("tokenizer.ggml.eos_token_id", end.value) }
-        if let begin = folder.generation.beginToken { file.add("tokenizer.ggml.bos_token_id", begin.value) }
-    }
-
-    private static func tensor(
-        _ name: String, _ view: TensorView, _ weights: Weights, _ spec: ModelSpec
-    ) throws -> GGUFTestFile.Tensor {
-        let role = try #require(GGUFNames.gguf(of: name))
-        let columns = view.shape[view.shape.count - 1]
-        var floats = [Float](repeating: 0, count: view.elementCount)
-        let kind = view.type == .bf16 ? TK_BF16 : view.type == .f16 ? TK_F16 : TK_F32
-        tk_kernels_scalar().pointee.widen(&floats, view.base, kind, floats.count)
-        var (type, bytes): (UInt32, [UInt8]) = (0, [])
-        switch view.shape.count == 1 ? .f32 : weights {
-        case .f32: bytes = floats.withUnsafeBytes { [UInt8]($0) }
-        case .bf16: (type, bytes) = (30, [UInt8](UnsafeRawBufferPointer(start: view.base, count: view.byteCount)))
-        case .q8_0: (type, bytes) = (8, try #require(BlockFormat.q8_0.quantised(floats)))
-        case .q4_0: (type, bytes) = (2, try #require(BlockFormat.q4_0.quantised(floats)))
-        }
-        if role.isRotated { bytes = interleaved(bytes, rows: view.shape[0], headDim: spec.headDim) }
-        let dimensions = (view.shape.count == 1 ? [columns] : [columns, view.shape[0]]).map { UInt64($0) }
-        return GGUFTestFile.Tensor(name: role.name, type: type, dimensions: dimensions, bytes: bytes)
-    }
-
-    /// convert_hf_to_gguf.py's `permute`: [head][half][pair] becomes [head][pair][half].
-    private static func interleaved(_ bytes: [UInt8], rows: Int, headDim: Int) -> [UInt8] {
-        let rowBytes = bytes.count / rows
-        var result: [UInt8] = []
-        result.reserveCapacity(bytes.count)
-        for head in 0..<rows / headDim {
-            for pair in 0..<headDim / 2 {
-                for half in 0..<2 {
-                    let row = head * headDim + half * headDim / 2 + pair
-                    result += bytes[row * rowBytes..<(row + 1) * rowBytes]
-                }
-            }
-        }
-        return result
-    }
-}
 
 /// The bundled model in other clothes, through the engine.
 @Suite struct GGUFModelTests {
@@ -161,9 +59,14 @@ private enum Converted {
         let tokens = folder.tokenizer.encode(Self.text)
         let expected = try logits(folder.spec, folder.weights, tokens)
         try TemporaryFolder.use { place in
-            for weights in Converted.Weights.allCases {
+            for weights in GGUFExport.Target.allCases {
                 let path = place.path + "/model-\(weights).gguf"
-                try Converted.write(weights, to: path)
+                var steps = 0
+                let report = try GGUFExport.write(folder: Repository.model.path, to: path, as: weights) { _, _ in
+                    steps += 1
+                }
+                #expect(steps == folder.weights.tensorNames.count && report.tensors.count == steps)
+                check(report, weights)
                 let model = try ModelFolder(path: path)
                 #expect(model.spec == folder.spec)
                 #expect(model.weights.tensorNames == folder.weights.tensorNames)
@@ -178,13 +81,90 @@ private enum Converted {
                 switch weights {
                 case .f32, .bf16:
                     #expect(found.map { $0.map(\.bitPattern) } == expected.map { $0.map(\.bitPattern) }, "\(weights)")
-                case .q8_0, .q4_0:
+                case .f16, .q8_0, .q4_0:
                     let difference = divergence(expected, found, tokens)
-                    #expect(difference.kl > 0 && difference.kl < (weights == .q8_0 ? 1e-3 : 0.1), "\(difference)")
+                    #expect(difference.kl >= 0 && difference.kl < (weights == .q4_0 ? 0.1 : 1e-3), "\(difference)")
                     let ratio = difference.found / difference.expected
-                    #expect(abs(ratio - 1) < (weights == .q8_0 ? 0.005 : 0.15), "\(difference)")
+                    #expect(abs(ratio - 1) < (weights == .q4_0 ? 0.15 : 0.005), "\(difference)")
                 }
             }
+        }
+    }
+
+    /// The rounding of matrices, and none of vectors.
+    private func check(_ report: GGUFExport.Report, _ weights: GGUFExport.Target) {
+        let bound =
+            switch weights {
+            case .f32, .bf16: 0.0
+            case .f16: 1e-3
+            case .q8_0: 0.01
+            case .q4_0: 0.12
+            }
+        #expect(report.relativeError <= bound, "\(weights)")
+        #expect(report.relativeError > bound / 20 || bound < 0.01, "\(weights)")
+        for tensor in report.tensors where tensor.name.contains("norm") {
+            #expect(tensor.type == "F32" && tensor.relativeError == 0 && tensor.largestError == 0)
+        }
+        let embedding = report.tensors.first { $0.name == "token_embd.weight" }
+        #expect(embedding?.type == (weights == .q4_0 ? "Q8_0" : weights.rawValue.uppercased()))
+    }
+
+    @Test(arguments: ModelSpec.Family.allCases)
+    func aFolderOfAnyFamilyComesBackFromItsFile(_ family: ModelSpec.Family) throws {
+        var spec = ModelSpec.tiny(family)
+        switch family {
+        case .llama:
+            // Heads large enough for frequencies of all three kinds.
+            (spec.headDim, spec.ropeTheta) = (16, 500_000)
+            spec.ropeScaling = .llama3(factor: 8, lowFreqFactor: 1, highFreqFactor: 4, originalContext: 8192)
+        case .mistral: spec.slidingWindow = 32
+        case .qwen2: spec.tiedEmbeddings = false
+        case .qwen3: spec.ropeScaling = .linear(factor: 2)
+        }
+        try TemporaryFolder.use { place in
+            try RandomModel.write(folder: place.path + "/m", spec: spec, seed: 5)
+            try GGUFExport.write(folder: place.path + "/m", to: place.path + "/m.gguf", as: .bf16)
+            let (folder, file) = (
+                try ModelFolder(path: place.path + "/m"), try ModelFolder(path: place.path + "/m.gguf")
+            )
+            // Mistral's files say llama.
+            if family == .mistral { spec.family = .llama }
+            #expect(file.spec == spec)
+            #expect(file.weights.tensorNames == folder.weights.tensorNames)
+            for name in folder.weights.tensorNames {
+                let (expected, found) = (
+                    try #require(try folder.weights.tensor(named: name)),
+                    try #require(try file.weights.tensor(named: name))
+                )
+                #expect(expected.shape == found.shape)
+                guard found.type == expected.type else {
+                    #expect(found.type == .f32 && found.shape.count == 1)
+                    continue
+                }
+                let bytes = [expected, found].map {
+                    [UInt8](UnsafeRawBufferPointer(start: $0.base, count: $0.byteCount))
+                }
+                #expect(bytes[0] == bytes[1], "\(family) \(name)")
+            }
+            let text = "The hen and the \u{1F600} in\tthe barn\n"
+            #expect(file.tokenizer.encode(text) == folder.tokenizer.encode(text))
+            #expect(file.generation.endTokens == folder.generation.endTokens)
+        }
+    }
+
+    @Test func whatAFileCannotExpressIsRefused() throws {
+        try TemporaryFolder.use { place in
+            let (path, target) = (place.path + "/m", place.path + "/m.gguf")
+            var spec = ModelSpec.tiny()
+            spec.ropeScaling = .llama3(factor: 8, lowFreqFactor: 1, highFreqFactor: 2, originalContext: 64)
+            try RandomModel.write(folder: path, spec: spec, seed: 5)
+            expectFault("rope_scaling") { try GGUFExport.write(folder: path, to: target, as: .f32) }
+            spec.ropeScaling = .yarn(
+                factor: 2, originalContext: 64, betaFast: 32, betaSlow: 1, attentionFactor: 0.5, mscale: nil,
+                mscaleAllDim: nil)
+            try RandomModel.write(folder: path, spec: spec, seed: 5)
+            expectFault("rope_scaling", "YaRN") { try GGUFExport.write(folder: path, to: target, as: .f32) }
+            #expect(!FileManager.default.fileExists(atPath: target))
         }
     }
 

@@ -47,6 +47,14 @@ void tk_quantise_q4_0(
 void tk_narrow_f16(uint16_t *narrow, const float *values, size_t count);
 void tk_narrow_bf16(uint16_t *narrow, const float *values, size_t count);
 
+/// What a rounding cost: the sums go up by those of these values, the largest error where it is larger.
+typedef struct tk_rounding_error {
+    double squared_error;
+    double squared_value;
+    double largest_error;
+} tk_rounding_error;
+void tk_add_rounding_error(tk_rounding_error *sums, const float *exact, const float *rounded, size_t count);
+
 #if defined(__clang__)
 #pragma clang assume_nonnull end
 #endif

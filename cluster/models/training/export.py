@@ -112,6 +112,12 @@ def samples(tokenizer, model):
         yield kind, prompt, tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip("\n")
 
 
+HISTORY = (
+    "Muon for the blocks' matrices, AdamW for the embedding and norms; linear decay to zero by the clock, so the number "
+    "of tokens seen depends on how busy the machine is, and a second run gives another model of the same kind."
+)
+
+
 def card(a, model, saved, counts, loss, made):
     s, per_token = model.s, counts["characters"] / counts["held_out"]
     hours = saved["seconds"] / 3600
@@ -156,11 +162,11 @@ In `cluster/models/training`, with `stories.txt` at the default `--data` path or
 {a.command}
 ```
 
-Muon for the blocks' matrices, AdamW for the embedding and norms; linear decay to zero by the clock, so the number of tokens seen depends on how busy the machine is, and a second run gives another model of the same kind.
+{a.history}
 
 ## Limits
 - It knows 29 books and nothing else: no facts, no instructions, no code, no other language. A chat answer is a story passage, touched by the message at best.
-- It holds a sentence together and often a paragraph; it does not hold a plot. Names and persons drift.
+- It mostly holds a short sentence together, less often a long one; it holds no plot, and who is who drifts within a paragraph.
 - Beyond {s.context} tokens it has never been trained.
 - The texts are a century old and more, and carry the manners and prejudices of their time.{a.note}
 """
@@ -172,6 +178,7 @@ def main():
     p.add_argument("--out", type=Path, required=True, help="the folder to write")
     p.add_argument("--machine", default="", help="for the model card")
     p.add_argument("--command", default="python3 train.py --work WORK\npython3 export.py --work WORK --out ../tandem-stories-5m")
+    p.add_argument("--history", default=HISTORY, help="what the commands do, for the model card")
     p.add_argument("--note", default="", help="one more limit, for the model card")
     a = p.parse_args()
     a.out = a.out.resolve()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the bundled story model: a byte-level BPE tokenizer and a small Llama, on a CPU.
 
-    python3 train.py --work WORK --decay-at 12:40 --stop-at 13:15
+    python3 train.py --work WORK --long-at +40 --decay-at +20 --stop-at +120
 
 Everything it makes goes into WORK: tokenizer.json, tokens-*.npy, log.jsonl and checkpoint.pt.
 Started again with the same WORK it goes on from the last checkpoint. The learning rate follows
@@ -11,7 +11,6 @@ see fewer tokens, never end late. `export.py` turns a checkpoint into a Hugging 
 
 import argparse
 import json
-import math
 import os
 import random
 import re
@@ -22,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -341,7 +340,7 @@ class Crew:
     def __init__(self, model, workers, pieces, tokens, compiled):
         context = mp.get_context("spawn")
         model.share_memory()
-        self.model, self.compiled = model, compiled
+        self.model = model
         self.buffer = torch.zeros(pieces, tokens * 2, dtype=torch.int64).share_memory_()
         self.losses = torch.zeros(pieces).share_memory_()
         self.shape = torch.zeros(2, dtype=torch.int64).share_memory_()
