@@ -157,8 +157,7 @@ enum Detached {
             }
             var status: Int32 = 0
             if waitpid(process, &status, WNOHANG) == process {
-                let complaint = LogTail.lines(of: log).reversed().first { $0.hasPrefix("tandem: ") }?.dropFirst(8)
-                throw CLIError(complaint.map(String.init) ?? "the cluster did not start; \(log) may say why")
+                throw CLIError(lastWords(in: log) ?? "the cluster did not start; \(log) may say why")
             }
             try await Task.sleep(for: .milliseconds(100))
         }
@@ -177,6 +176,13 @@ enum Detached {
         return workers.filter { $0["state"]?.stringValue == "ready" }.count >= processes.count - 1
     }
 
+    /// The supervisor's complaint, with the lines that belong to it.
+    private static func lastWords(in log: String) -> String? {
+        let lines = LogTail.lines(of: log)
+        guard let start = lines.lastIndex(where: { $0.hasPrefix("tandem: ") }) else { return nil }
+        return String(lines[start...].joined(separator: "\n").dropFirst("tandem: ".count))
+    }
+
     /// POSIX_SPAWN_SETSID of <spawn.h>, which Swift does not import.
     private static let sessionFlag: Int16 = 0x80
 
@@ -187,6 +193,10 @@ enum Detached {
         posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
         posix_spawn_file_actions_adddup2(&actions, 1, 2)
+        // Nothing else that we inherited lives on: whoever reads from us would wait for ever otherwise.
+        for descriptor in 3..<Int32(clamping: min(max(sysconf(Int32(_SC_OPEN_MAX)), 3), 65_536)) {
+            _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
+        }
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }
