@@ -8,6 +8,9 @@ public actor Supervisor {
     private let state: StateDirectory
     private let say: @Sendable (String) -> Void
     private let drainWorker: @Sendable (String, TimeSpan) async -> Bool
+    private let lastWords: @Sendable (ProcessName) -> String?
+    /// What each process complained about last, so that a crash loop says it once.
+    private var complaints: [ProcessName: String] = [:]
     private var core: SupervisorCore
     private var processIDs: [ProcessName: pid_t] = [:]
     /// Signals for processes that are being started.
@@ -16,15 +19,19 @@ public actor Supervisor {
     private var waiters: [CheckedContinuation<Void, Never>] = []
     private var ticker: Task<Void, Never>?
 
-    /// - Parameter drainWorker: asks the coordinator to drain a worker; false where it cannot.
+    /// - Parameters:
+    ///   - drainWorker: asks the coordinator to drain a worker; false where it cannot.
+    ///   - lastWords: what the log of a process that failed says about it.
     public init(
         plan: ClusterPlan, state: StateDirectory, timing: SupervisorCore.Timing = .init(),
         drainWorker: @escaping @Sendable (String, TimeSpan) async -> Bool,
+        lastWords: @escaping @Sendable (ProcessName) -> String? = { _ in nil },
         say: @escaping @Sendable (String) -> Void
     ) {
         self.plan = plan
         self.state = state
         self.drainWorker = drainWorker
+        self.lastWords = lastWords
         self.say = say
         core = SupervisorCore(timing: timing)
     }
@@ -89,8 +96,17 @@ public actor Supervisor {
             let end = await child.run { [weak self] processID in await self?.started(name, processID) }
             processIDs[name] = nil
             owed[name] = nil
+            sayWhy(name, end)
             apply(.exited(name, end))
         }
+    }
+
+    private func sayWhy(_ name: ProcessName, _ end: ProcessEnd) {
+        guard case .exited(let code) = end, code != 0, let words = lastWords(name), complaints[name] != words else {
+            return
+        }
+        complaints[name] = words
+        say("\(name): \(words)")
     }
 
     /// What was asked of a process before its id was known is made up for here.

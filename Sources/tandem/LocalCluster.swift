@@ -22,7 +22,8 @@ struct LocalCluster: Sendable {
         self.state = state
         let client = ClusterClient(baseURL: plan.url, apiKey: apiKey, state: state)
         self.client = client
-        logsBefore = LogSizes(of: state)
+        let logsBefore = LogSizes(of: state)
+        self.logsBefore = logsBefore
         supervisor = Supervisor(
             plan: plan, state: state,
             drainWorker: { worker, deadline in
@@ -31,6 +32,9 @@ struct LocalCluster: Sendable {
                         ("worker", .string(worker)), ("deadline_seconds", .number(deadline.seconds)),
                     ]))
                 return (try? await client.post("/admin/drain", request)) != nil
+            },
+            lastWords: { name in
+                LogTail.lastComplaint(in: LogTail.lines(of: state.logFile(of: "\(name)"), from: logsBefore["\(name)"]))
             }, say: say)
     }
 

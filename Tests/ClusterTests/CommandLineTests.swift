@@ -207,7 +207,8 @@ extension ClusterSuites {
                 ("prefil: 2\n", "unknown setting prefil"), ("prefill: [1\n", "not YAML"), ("prefill: two\n", "two"),
             ] {
                 try Data(yaml.utf8).write(to: file)
-                #expect(try tandem.run(["up", "--config", file.path], expecting: 1).contains(word))
+                let refusal = try tandem.run(["up", "--config", file.path, "--model", Paths.model], expecting: 1)
+                #expect(refusal.contains(word), "\(refusal)")
             }
             try Data("prefill: 3\nmodel: \(Paths.model)\n".utf8).write(to: file)
             let settings = try tandem.run(["up", "--show-config", "--config", file.path, "--decode", "2"])
