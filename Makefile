@@ -2,13 +2,15 @@
 SWIFT ?= swift
 MODEL ?= cluster/models/tandem-stories-5m
 
-.PHONY: bench run test setup build release proto format lint fuzz clean help
+.PHONY: bench bench-engine bench-serving run test setup build release proto format lint fuzz clean help
 
 help:
 	@echo "make run      build, start a local cluster on the bundled model, run jobs through it, stop"
 	@echo "make test     build and run every test"
 	@echo "make release  build the programs into .build/release"
 	@echo "make bench    measure page links, the engine and a local cluster on this machine"
+	@echo "make bench-engine    the engine against llama.cpp, row by row (TANDEM_PEER names its programs' folder)"
+	@echo "make bench-serving   a local cluster against llama.cpp's server;  ARGS=--quick for a short one of either"
 	@echo "make proto    regenerate Sources/CWire from proto/tandem.proto"
 	@echo "make format   format the sources;  make lint  check the format"
 	@echo "make fuzz     run the libFuzzer targets for a minute"
@@ -49,3 +51,11 @@ bench: setup
 	@.build/release/tandem-measure links
 	@.build/release/tandem-measure engine --model $(MODEL) --prompt 256
 	@./ops/measure-serving.sh $(MODEL)
+
+bench-engine: setup
+	@$(SWIFT) build -c release --product tandem-measure
+	@$(SWIFT) build -c release --product tandem
+	@./ops/bench-engine.py $(ARGS)
+
+bench-serving: release
+	@./ops/bench-serving.py $(ARGS)

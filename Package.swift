@@ -24,6 +24,9 @@ let pureParts: [Target] = [
     .target(name: "ServingMetrics", dependencies: ["ServingTypes"]),
     .target(name: "Tokenization", dependencies: ["ServingTypes", "BoundedJSON"]),
     .target(name: "ChatTemplate", dependencies: ["ServingTypes", "BoundedJSON"]),
+    .target(
+        name: "LoadBench",
+        dependencies: ["ServingTypes", "BoundedJSON", .product(name: "Histogram", package: "hdrhistogram-swift")]),
 ]
 
 let roleCores: [Target] = [
@@ -81,14 +84,19 @@ let programs: [Target] = [
     .executableTarget(
         name: "tandem",
         dependencies: [
-            "ServingTypes", "BoundedJSON", "LocalSupervisor", "ModelFiles", "ModelRuntime", "Scheduling", "Simulation",
+            "ServingTypes", "BoundedJSON", "LoadBench", "LocalSupervisor", "ModelFiles", "ModelRuntime", "Scheduling",
+            "Simulation",
             argumentParser,
             .product(name: "AsyncHTTPClient", package: "async-http-client"), .product(name: "Yams", package: "Yams"),
             .product(name: "NIOFoundationCompat", package: "swift-nio"),
         ] + nio),
     .executableTarget(
         name: "tandem-measure",
-        dependencies: ["ServingTypes", "Messages", "ClusterTransport", "ModelFiles", "ModelRuntime", argumentParser]),
+        dependencies: [
+            "ServingTypes", "Messages", "Scheduling", "ClusterTransport", "CKernels", "ModelFiles", "ModelRuntime",
+            "Tokenization",
+            argumentParser,
+        ]),
     .executableTarget(name: "tandem-coordinator", dependencies: ["Hosting", argumentParser]),
     .executableTarget(name: "tandem-prefill", dependencies: ["Hosting", "ServingTypes", argumentParser]),
     .executableTarget(name: "tandem-decode", dependencies: ["Hosting", "ServingTypes", argumentParser]),
@@ -113,7 +121,9 @@ let tests: [Target] = [
     .testTarget(name: "HTTPSessionTests", dependencies: ["HTTPSession", "CNGHTTP2", "ServingTypes"]),
     .testTarget(name: "CKernelsTests", dependencies: ["CKernels"]),
     .testTarget(
-        name: "ModelRuntimeTests", dependencies: ["ModelRuntime", "CKernels", "ServingTypes"], exclude: ["Fixtures"]),
+        name: "ModelRuntimeTests", dependencies: ["AllocationCounter", "ModelRuntime", "CKernels", "ServingTypes"],
+        exclude: ["Fixtures"]),
+    .target(name: "AllocationCounter", path: "Tests/AllocationCounter"),
     .testTarget(
         name: "ModelFilesTests",
         dependencies: ["ModelFiles", "ModelRuntime", "Tokenization", "BoundedJSON", "ServingTypes"],
@@ -128,13 +138,15 @@ let tests: [Target] = [
             "HTTPSession", .product(name: "NIOHTTP1", package: "swift-nio"),
             .product(name: "NIOEmbedded", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
         ] + nio),
+    .testTarget(name: "LoadBenchTests", dependencies: ["LoadBench", "BoundedJSON"]),
     .testTarget(name: "LedgerTests", dependencies: ["Ledger", "ServingTypes"]),
     .testTarget(name: "LocalSupervisorTests", dependencies: ["LocalSupervisor", "ServingTypes"]),
     .testTarget(
         name: "HostingTests",
         dependencies: [
-            "Hosting", "CoordinatorCore", "FrontDoor", "Ledger", "KVPaging", "Messages", "Scheduling", "BoundedJSON",
-            "ServingTypes", .product(name: "Logging", package: "swift-log"),
+            "Hosting", "CoordinatorCore", "DecodeCore", "ClusterTransport", "FrontDoor", "Ledger", "KVPaging",
+            "Messages",
+            "Scheduling", "BoundedJSON", "ServingTypes", .product(name: "Logging", package: "swift-log"),
             .product(name: "NIOEmbedded", package: "swift-nio"),
         ]),
     .testTarget(
@@ -142,7 +154,7 @@ let tests: [Target] = [
         dependencies: [
             "Simulation", "CoordinatorCore", "PrefillCore", "DecodeCore", "Scheduling", "KVPaging", "Messages",
             "ServingMetrics", "ServingTypes",
-        ]),
+        ], exclude: ["Fixtures"]),
     .testTarget(name: "TidyTests"),
     .testTarget(
         name: "ClusterTests",
@@ -161,6 +173,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
+        .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.0"),

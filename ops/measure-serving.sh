@@ -49,8 +49,8 @@ import json, pathlib, statistics, sys
 
 folder, rounds = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 names = list(dict.fromkeys(p.name.rsplit(".", 2)[0] for p in sorted(folder.glob("*.json"))))
-fields = ["Request throughput (req/s)", "Output token throughput (tok/s)", "Median TTFT (ms)", "P99 TTFT (ms)",
-          "Median TPOT (ms)", "P99 TPOT (ms)", "Mean E2EL (ms)", "Failed requests"]
+fields = ["request_throughput", "output_throughput", "median_ttft_ms", "p99_ttft_ms",
+          "median_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "failed"]
 print(f"{'':34}" + "".join(f"{name:>28}" for name in names))
 for field in fields:
     cells = []

@@ -136,18 +136,28 @@ static inline int within(float value, int low, int high) {
     return (int)value;
 }
 
+// roundf of what lies within -128 to 127, NaN taken for -128: to nearest, ties away from zero, in steps
+// that compilers put into vectors.
+static inline int nearest(float value) {
+    value = value >= -128 ? value : -128;
+    value = value > 127 ? 127 : value;
+    int whole = (int)value;
+    float rest = value - (float)whole;
+    return whole + (rest >= 0.5f) - (rest <= -0.5f);
+}
+
 void tk_quantise_q8_0(void *packed, const float *values, size_t blocks) {
     uint8_t *block = packed;
     for (size_t b = 0; b < blocks; b++, block += 34, values += SMALL_VALUES) {
-        float largest = 0;
+        // Magnitudes compare as their bits do.
+        int32_t largest = 0;
         for (size_t i = 0; i < SMALL_VALUES; i++) {
-            float magnitude = fabsf(values[i]);
-            if (magnitude > largest) largest = magnitude;
+            int32_t magnitude = (int32_t)(float_bits(values[i]) & 0x7fffffff);
+            largest = magnitude > largest ? magnitude : largest;
         }
-        float d = largest / 127, inverse = d == 0 ? 0 : 1 / d;
+        float d = bits_float((uint32_t)largest) / 127, inverse = d == 0 ? 0 : 1 / d;
         put_scale(block, d);
-        for (size_t i = 0; i < SMALL_VALUES; i++)
-            block[2 + i] = (uint8_t)(int8_t)within(roundf(values[i] * inverse), -128, 127);
+        for (size_t i = 0; i < SMALL_VALUES; i++) block[2 + i] = (uint8_t)(int8_t)nearest(values[i] * inverse);
     }
 }
 

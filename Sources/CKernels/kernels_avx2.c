@@ -1,5 +1,6 @@
 // The AVX2 table: eight lanes per sum, one accumulator per output element. Tails are copied to
 // zero-padded vectors, so that a tail goes through the same instructions as the rest.
+#include "attention_rows.h"
 #include "numbers.h"
 
 #if defined(__x86_64__)
@@ -69,7 +70,8 @@ INLINE void tile(
     const float *x,     // [rows][in]
     const uint8_t *w,   // [columns][in] of element
     const float *bias,  // [columns] or null
-    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride, size_t ahead) {
+    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride,
+    int accumulate, size_t ahead) {
     __m256 sums[ROWS][COLUMNS];
     const size_t w_stride = in * element_bytes(element);
     UNROLL for (size_t r = 0; r < rows; r++) UNROLL for (size_t c = 0; c < columns; c++)
@@ -95,27 +97,31 @@ INLINE void tile(
     UNROLL for (size_t r = 0; r < rows; r++) {
         if (columns == COLUMNS) {
             __m128 four = reduce_columns(fold(sums[r][0]), fold(sums[r][1]), fold(sums[r][2]), fold(sums[r][3]));
-            _mm_storeu_ps(y + r * y_stride, bias ? _mm_add_ps(four, _mm_loadu_ps(bias)) : four);
+            if (bias) four = _mm_add_ps(four, _mm_loadu_ps(bias));
+            if (accumulate) four = _mm_add_ps(_mm_loadu_ps(y + r * y_stride), four);
+            _mm_storeu_ps(y + r * y_stride, four);
         } else {
             float one = reduce(sums[r][0]);
-            y[r * y_stride] = bias ? one + bias[0] : one;
+            if (bias) one += bias[0];
+            y[r * y_stride] = accumulate ? y[r * y_stride] + one : one;
         }
     }
 }
 
 INLINE void tile_rows(
     float *y, const float *x, const uint8_t *w, const float *bias, const tk_element element, size_t rows,
-    const size_t columns, size_t in, size_t y_stride, size_t ahead) {
+    const size_t columns, size_t in, size_t y_stride,
+    int accumulate, size_t ahead) {
     switch (rows) {
-    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride, ahead); return;
-    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride, ahead); return;
-    default: tile(y, x, w, bias, element, 3, columns, in, y_stride, ahead); return;
+    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride, accumulate, ahead); return;
+    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride, accumulate, ahead); return;
+    default: tile(y, x, w, bias, element, 3, columns, in, y_stride, accumulate, ahead); return;
     }
 }
 
 INLINE void matmul_of(
     float *y, const float *x, const uint8_t *w, const float *bias, const tk_element element, size_t rows, size_t in,
-    size_t out, size_t y_stride) {
+    size_t out, size_t y_stride, int accumulate) {
     const size_t w_stride = in * element_bytes(element), rows_kept = rows_in_cache(in, ROWS);
     for (size_t start = 0; start < rows; start += rows_kept) {
         size_t end = min_size(rows, start + rows_kept), o = 0;
@@ -123,23 +129,23 @@ INLINE void matmul_of(
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), COLUMNS, in, y_stride,
+                    min_size(ROWS, end - r), COLUMNS, in, y_stride, accumulate,
                     r == start && o + 2 * COLUMNS <= out ? COLUMNS * w_stride : 0);
         for (; o < out; o++)
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), 1, in, y_stride, 0);
+                    min_size(ROWS, end - r), 1, in, y_stride, accumulate, 0);
     }
 }
 
 static void matmul(
     float *y, const float *x, const void *w, const float *bias, tk_element element, size_t rows, size_t in, size_t out,
-    size_t y_stride) {
+    size_t y_stride, int accumulate) {
     switch (element) {
-    case TK_F32: matmul_of(y, x, w, bias, TK_F32, rows, in, out, y_stride); return;
-    case TK_F16: matmul_of(y, x, w, bias, TK_F16, rows, in, out, y_stride); return;
-    case TK_BF16: matmul_of(y, x, w, bias, TK_BF16, rows, in, out, y_stride); return;
+    case TK_F32: matmul_of(y, x, w, bias, TK_F32, rows, in, out, y_stride, accumulate); return;
+    case TK_F16: matmul_of(y, x, w, bias, TK_F16, rows, in, out, y_stride, accumulate); return;
+    case TK_BF16: matmul_of(y, x, w, bias, TK_BF16, rows, in, out, y_stride, accumulate); return;
     }
 }
 
@@ -259,55 +265,8 @@ static float exp_shifted(float *y, const float *x, float shift, float scale, siz
     return reduce(sums);
 }
 
-/// Turns scores low ..< high into weights against a maximum that may grow; the rest become 0.
-INLINE void softmax_tile(float *scores, float *maximum, float *total, float *correction, size_t low, size_t high) {
-    float largest = *maximum;
-    for (size_t i = low; i < high; i++) largest = scores[i] > largest ? scores[i] : largest;
-    const __m256 all = _mm256_set1_ps(largest);
-    __m256 parts[TK_TILE_POSITIONS / LANES];
-    for (size_t p = 0; p < TK_TILE_POSITIONS / LANES; p++) {
-        size_t start = p * LANES;
-        __m256 v = exponential(_mm256_sub_ps(_mm256_loadu_ps(scores + start), all));
-        parts[p] = keep_range(v, low > start ? low - start : 0, high > start ? high - start : 0);
-        _mm256_storeu_ps(scores + start, parts[p]);
-    }
-    *correction = *total == 0 ? 0 : _mm256_cvtss_f32(exponential(_mm256_set1_ps(*maximum - largest)));
-    *maximum = largest;
-    __m256 sum = _mm256_add_ps(_mm256_add_ps(parts[0], parts[1]), _mm256_add_ps(parts[2], parts[3]));
-    *total = *total * *correction + reduce(sum);
-}
-
-INLINE void scale_row(float *x, float scale, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] *= scale;
-}
-
-/// Sixty-four dimensions stay in registers while the tile's positions pass by.
-INLINE void accumulate_values(
-    float *out, const float *weights, const float *values, size_t low, size_t high, size_t dim) {
-    size_t i = 0;
-    for (; i + 8 * LANES <= dim; i += 8 * LANES) {
-        __m256 sums[8];
-        UNROLL for (size_t c = 0; c < 8; c++) sums[c] = _mm256_loadu_ps(out + i + c * LANES);
-        for (size_t t = low; t < high; t++) {
-            __m256 weight = _mm256_set1_ps(weights[t]);
-            UNROLL for (size_t c = 0; c < 8; c++)
-                sums[c] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + t * dim + i + c * LANES), sums[c]);
-        }
-        UNROLL for (size_t c = 0; c < 8; c++) _mm256_storeu_ps(out + i + c * LANES, sums[c]);
-    }
-    for (; i < dim; i += LANES) {
-        __m256 sum = load_first(out, TK_F32, i, dim - i);
-        for (size_t t = low; t < high; t++)
-            sum = _mm256_fmadd_ps(
-                _mm256_set1_ps(weights[t]), load_first(values + t * dim, TK_F32, i, dim - i), sum);
-        store_first(out + i, sum, dim - i);
-    }
-}
-
-#include "attention.h"
-
 static const tk_kernels table = {"avx2", matmul, rmsnorm, rotate,      silu_multiply,
-                                 add,    widen,  narrow,  exp_shifted, attend};
+                                 add,    widen,  narrow,  exp_shifted, &tk_attention_avx2};
 
 #pragma clang attribute pop
 

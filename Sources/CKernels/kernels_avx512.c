@@ -1,4 +1,5 @@
 // The AVX-512 table: sixteen lanes per sum, one accumulator per output element.
+#include "attention_rows.h"
 #include "numbers.h"
 
 #if defined(__x86_64__)
@@ -68,7 +69,8 @@ INLINE void tile(
     const float *x,     // [rows][in]
     const uint8_t *w,   // [columns][in] of element
     const float *bias,  // [columns] or null
-    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride, size_t ahead) {
+    const tk_element element, const size_t rows, const size_t columns, size_t in, size_t y_stride,
+    int accumulate, size_t ahead) {
     __m512 sums[ROWS][COLUMNS];
     const size_t w_stride = in * element_bytes(element);
     UNROLL for (size_t r = 0; r < rows; r++) UNROLL for (size_t c = 0; c < columns; c++)
@@ -97,30 +99,34 @@ INLINE void tile(
     UNROLL for (size_t r = 0; r < rows; r++) {
         if (columns == COLUMNS) {
             __m128 four = reduce_columns(fold(sums[r][0]), fold(sums[r][1]), fold(sums[r][2]), fold(sums[r][3]));
-            _mm_storeu_ps(y + r * y_stride, bias ? _mm_add_ps(four, _mm_loadu_ps(bias)) : four);
+            if (bias) four = _mm_add_ps(four, _mm_loadu_ps(bias));
+            if (accumulate) four = _mm_add_ps(_mm_loadu_ps(y + r * y_stride), four);
+            _mm_storeu_ps(y + r * y_stride, four);
         } else {
             float one = reduce(sums[r][0]);
-            y[r * y_stride] = bias ? one + bias[0] : one;
+            if (bias) one += bias[0];
+            y[r * y_stride] = accumulate ? y[r * y_stride] + one : one;
         }
     }
 }
 
 INLINE void tile_rows(
     float *y, const float *x, const uint8_t *w, const float *bias, const tk_element element, size_t rows,
-    const size_t columns, size_t in, size_t y_stride, size_t ahead) {
+    const size_t columns, size_t in, size_t y_stride,
+    int accumulate, size_t ahead) {
     switch (rows) {
-    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride, ahead); return;
-    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride, ahead); return;
-    case 3: tile(y, x, w, bias, element, 3, columns, in, y_stride, ahead); return;
-    case 4: tile(y, x, w, bias, element, 4, columns, in, y_stride, ahead); return;
-    case 5: tile(y, x, w, bias, element, 5, columns, in, y_stride, ahead); return;
-    default: tile(y, x, w, bias, element, 6, columns, in, y_stride, ahead); return;
+    case 1: tile(y, x, w, bias, element, 1, columns, in, y_stride, accumulate, ahead); return;
+    case 2: tile(y, x, w, bias, element, 2, columns, in, y_stride, accumulate, ahead); return;
+    case 3: tile(y, x, w, bias, element, 3, columns, in, y_stride, accumulate, ahead); return;
+    case 4: tile(y, x, w, bias, element, 4, columns, in, y_stride, accumulate, ahead); return;
+    case 5: tile(y, x, w, bias, element, 5, columns, in, y_stride, accumulate, ahead); return;
+    default: tile(y, x, w, bias, element, 6, columns, in, y_stride, accumulate, ahead); return;
     }
 }
 
 INLINE void matmul_of(
     float *y, const float *x, const uint8_t *w, const float *bias, const tk_element element, size_t rows, size_t in,
-    size_t out, size_t y_stride) {
+    size_t out, size_t y_stride, int accumulate) {
     const size_t w_stride = in * element_bytes(element), rows_kept = rows_in_cache(in, ROWS);
     for (size_t start = 0; start < rows; start += rows_kept) {
         size_t end = min_size(rows, start + rows_kept), o = 0;
@@ -128,23 +134,23 @@ INLINE void matmul_of(
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), COLUMNS, in, y_stride,
+                    min_size(ROWS, end - r), COLUMNS, in, y_stride, accumulate,
                     r == start && o + 2 * COLUMNS <= out ? COLUMNS * w_stride : 0);
         for (; o < out; o++)
             for (size_t r = start; r < end; r += ROWS)
                 tile_rows(
                     y + r * y_stride + o, x + r * in, w + o * w_stride, bias ? bias + o : NULL, element,
-                    min_size(ROWS, end - r), 1, in, y_stride, 0);
+                    min_size(ROWS, end - r), 1, in, y_stride, accumulate, 0);
     }
 }
 
 static void matmul(
     float *y, const float *x, const void *w, const float *bias, tk_element element, size_t rows, size_t in, size_t out,
-    size_t y_stride) {
+    size_t y_stride, int accumulate) {
     switch (element) {
-    case TK_F32: matmul_of(y, x, w, bias, TK_F32, rows, in, out, y_stride); return;
-    case TK_F16: matmul_of(y, x, w, bias, TK_F16, rows, in, out, y_stride); return;
-    case TK_BF16: matmul_of(y, x, w, bias, TK_BF16, rows, in, out, y_stride); return;
+    case TK_F32: matmul_of(y, x, w, bias, TK_F32, rows, in, out, y_stride, accumulate); return;
+    case TK_F16: matmul_of(y, x, w, bias, TK_F16, rows, in, out, y_stride, accumulate); return;
+    case TK_BF16: matmul_of(y, x, w, bias, TK_BF16, rows, in, out, y_stride, accumulate); return;
     }
 }
 
@@ -270,58 +276,8 @@ static float exp_shifted(float *y, const float *x, float shift, float scale, siz
     return reduce(sums);
 }
 
-/// Turns scores low ..< high into weights against a maximum that may grow; the rest become 0.
-INLINE void softmax_tile(float *scores, float *maximum, float *total, float *correction, size_t low, size_t high) {
-    uint32_t mask = (uint32_t)(((uint64_t)1 << high) - ((uint64_t)1 << low));
-    __mmask16 masks[2] = {(__mmask16)mask, (__mmask16)(mask >> 16)};
-    __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-    __m512 a = _mm512_mask_loadu_ps(lowest, masks[0], scores);
-    __m512 b = _mm512_mask_loadu_ps(lowest, masks[1], scores + LANES);
-    float largest = _mm512_reduce_max_ps(_mm512_max_ps(a, b));
-    largest = largest > *maximum ? largest : *maximum;
-    __m512 all = _mm512_set1_ps(largest);
-    a = _mm512_maskz_mov_ps(masks[0], exponential(_mm512_sub_ps(a, all)));
-    b = _mm512_maskz_mov_ps(masks[1], exponential(_mm512_sub_ps(b, all)));
-    _mm512_storeu_ps(scores, a);
-    _mm512_storeu_ps(scores + LANES, b);
-    *correction = *total == 0 ? 0 : _mm512_cvtss_f32(exponential(_mm512_set1_ps(*maximum - largest)));
-    *maximum = largest;
-    *total = *total * *correction + reduce(_mm512_add_ps(a, b));
-}
-
-INLINE void scale_row(float *x, float scale, size_t n) {
-    const __m512 scales = _mm512_set1_ps(scale);
-    FOR_LANES(i, mask, n) _mm512_mask_storeu_ps(x + i, mask, _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), scales));
-}
-
-/// Sixty-four dimensions stay in registers while the tile's positions pass by.
-INLINE void accumulate_values(
-    float *out, const float *weights, const float *values, size_t low, size_t high, size_t dim) {
-    size_t i = 0;
-    for (; i + 4 * LANES <= dim; i += 4 * LANES) {
-        __m512 sums[4];
-        UNROLL for (size_t c = 0; c < 4; c++) sums[c] = _mm512_loadu_ps(out + i + c * LANES);
-        for (size_t t = low; t < high; t++) {
-            __m512 weight = _mm512_set1_ps(weights[t]);
-            UNROLL for (size_t c = 0; c < 4; c++)
-                sums[c] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(values + t * dim + i + c * LANES), sums[c]);
-        }
-        UNROLL for (size_t c = 0; c < 4; c++) _mm512_storeu_ps(out + i + c * LANES, sums[c]);
-    }
-    for (; i < dim; i += LANES) {
-        __mmask16 mask = dim - i >= LANES ? 0xffff : tail_mask(dim - i);
-        __m512 sum = _mm512_maskz_loadu_ps(mask, out + i);
-        for (size_t t = low; t < high; t++)
-            sum = _mm512_fmadd_ps(
-                _mm512_set1_ps(weights[t]), _mm512_maskz_loadu_ps(mask, values + t * dim + i), sum);
-        _mm512_mask_storeu_ps(out + i, mask, sum);
-    }
-}
-
-#include "attention.h"
-
 static const tk_kernels table = {"avx512", matmul, rmsnorm, rotate,      silu_multiply,
-                                 add,      widen,  narrow,  exp_shifted, attend};
+                                 add,      widen,  narrow,  exp_shifted, &tk_attention_avx512};
 
 #pragma clang attribute pop
 

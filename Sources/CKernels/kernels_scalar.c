@@ -1,6 +1,7 @@
 // The plain table. Sums run in eight lanes, which a compiler may put in vectors without changing a bit.
 #include <math.h>
 
+#include "attention_rows.h"
 #include "numbers.h"
 
 #pragma STDC FP_CONTRACT OFF
@@ -33,21 +34,22 @@ static inline __attribute__((always_inline)) float dot(
 
 static inline __attribute__((always_inline)) void matmul_of(
     float *y, const float *x, const void *w, const float *bias, tk_element element, size_t rows, size_t in, size_t out,
-    size_t y_stride) {
+    size_t y_stride, int accumulate) {
     for (size_t o = 0; o < out; o++)
         for (size_t r = 0; r < rows; r++) {
             float value = dot(x + r * in, w, element, o * in, in);
-            y[r * y_stride + o] = bias ? value + bias[o] : value;
+            if (bias) value += bias[o];
+            y[r * y_stride + o] = accumulate ? y[r * y_stride + o] + value : value;
         }
 }
 
 static void matmul(
     float *y, const float *x, const void *w, const float *bias, tk_element element, size_t rows, size_t in, size_t out,
-    size_t y_stride) {
+    size_t y_stride, int accumulate) {
     switch (element) {
-    case TK_F32: matmul_of(y, x, w, bias, TK_F32, rows, in, out, y_stride); return;
-    case TK_F16: matmul_of(y, x, w, bias, TK_F16, rows, in, out, y_stride); return;
-    case TK_BF16: matmul_of(y, x, w, bias, TK_BF16, rows, in, out, y_stride); return;
+    case TK_F32: matmul_of(y, x, w, bias, TK_F32, rows, in, out, y_stride, accumulate); return;
+    case TK_F16: matmul_of(y, x, w, bias, TK_F16, rows, in, out, y_stride, accumulate); return;
+    case TK_BF16: matmul_of(y, x, w, bias, TK_BF16, rows, in, out, y_stride, accumulate); return;
     }
 }
 
@@ -105,34 +107,7 @@ static float exp_shifted(float *y, const float *x, float shift, float scale, siz
     return reduce(lanes);
 }
 
-/// Turns scores low ..< high into weights against a maximum that may grow; the rest become 0.
-static inline void softmax_tile(
-    float *scores, float *maximum, float *total, float *correction, size_t low, size_t high) {
-    float largest = *maximum;
-    for (size_t i = low; i < high; i++) largest = scores[i] > largest ? scores[i] : largest;
-    *correction = *total == 0 ? 0 : expf(*maximum - largest);
-    float lanes[LANES] = {0};
-    for (size_t i = 0; i < TK_TILE_POSITIONS; i++) {
-        scores[i] = i >= low && i < high ? expf(scores[i] - largest) : 0;
-        lanes[i % LANES] += scores[i];
-    }
-    *maximum = largest;
-    *total = *total * *correction + reduce(lanes);
-}
-
-static inline void scale_row(float *x, float scale, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] *= scale;
-}
-
-static inline void accumulate_values(
-    float *out, const float *weights, const float *values, size_t low, size_t high, size_t dim) {
-    for (size_t t = low; t < high; t++)
-        for (size_t i = 0; i < dim; i++) out[i] += weights[t] * values[t * dim + i];
-}
-
-#include "attention.h"
-
 static const tk_kernels table = {"scalar", matmul, rmsnorm, rotate,      silu_multiply,
-                                 add,      widen,  narrow,  exp_shifted, attend};
+                                 add,      widen,  narrow,  exp_shifted, &tk_attention_scalar};
 
 const tk_kernels *tk_kernels_scalar(void) { return &table; }

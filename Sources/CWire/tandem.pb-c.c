@@ -412,6 +412,51 @@ void   tandem__heartbeat__free_unpacked
   assert(message->base.descriptor == &tandem__heartbeat__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   tandem__swap_counts__init
+                     (Tandem__SwapCounts         *message)
+{
+  static const Tandem__SwapCounts init_value = TANDEM__SWAP_COUNTS__INIT;
+  *message = init_value;
+}
+size_t tandem__swap_counts__get_packed_size
+                     (const Tandem__SwapCounts *message)
+{
+  assert(message->base.descriptor == &tandem__swap_counts__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t tandem__swap_counts__pack
+                     (const Tandem__SwapCounts *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &tandem__swap_counts__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t tandem__swap_counts__pack_to_buffer
+                     (const Tandem__SwapCounts *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &tandem__swap_counts__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Tandem__SwapCounts *
+       tandem__swap_counts__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Tandem__SwapCounts *)
+     protobuf_c_message_unpack (&tandem__swap_counts__descriptor,
+                                allocator, len, data);
+}
+void   tandem__swap_counts__free_unpacked
+                     (Tandem__SwapCounts *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &tandem__swap_counts__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   tandem__kvevent__init
                      (Tandem__KVEvent         *message)
 {
@@ -1085,6 +1130,51 @@ void   tandem__step_end__free_unpacked
   if(!message)
     return;
   assert(message->base.descriptor == &tandem__step_end__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   tandem__swap_notice__init
+                     (Tandem__SwapNotice         *message)
+{
+  static const Tandem__SwapNotice init_value = TANDEM__SWAP_NOTICE__INIT;
+  *message = init_value;
+}
+size_t tandem__swap_notice__get_packed_size
+                     (const Tandem__SwapNotice *message)
+{
+  assert(message->base.descriptor == &tandem__swap_notice__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t tandem__swap_notice__pack
+                     (const Tandem__SwapNotice *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &tandem__swap_notice__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t tandem__swap_notice__pack_to_buffer
+                     (const Tandem__SwapNotice *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &tandem__swap_notice__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Tandem__SwapNotice *
+       tandem__swap_notice__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Tandem__SwapNotice *)
+     protobuf_c_message_unpack (&tandem__swap_notice__descriptor,
+                                allocator, len, data);
+}
+void   tandem__swap_notice__free_unpacked
+                     (Tandem__SwapNotice *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &tandem__swap_notice__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
 void   tandem__token_step__init
@@ -2570,7 +2660,7 @@ const ProtobufCMessageDescriptor tandem__hello_ack__descriptor =
   (ProtobufCMessageInit) tandem__hello_ack__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__register__field_descriptors[10] =
+static const ProtobufCFieldDescriptor tandem__register__field_descriptors[12] =
 {
   {
     "role",
@@ -2692,6 +2782,30 @@ static const ProtobufCFieldDescriptor tandem__register__field_descriptors[10] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "swap_pages",
+    11,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Tandem__Register, has_swap_pages),
+    offsetof(Tandem__Register, swap_pages),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reserves_whole_jobs",
+    12,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Tandem__Register, has_reserves_whole_jobs),
+    offsetof(Tandem__Register, reserves_whole_jobs),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__register__field_indices_by_name[] = {
   6,   /* field[6] = batch_jobs_max */
@@ -2702,13 +2816,15 @@ static const unsigned tandem__register__field_indices_by_name[] = {
   9,   /* field[9] = held */
   5,   /* field[5] = page_bytes */
   8,   /* field[8] = process_id */
+  11,   /* field[11] = reserves_whole_jobs */
   0,   /* field[0] = role */
   7,   /* field[7] = step_tokens_max */
+  10,   /* field[10] = swap_pages */
 };
 static const ProtobufCIntRange tandem__register__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 12 }
 };
 const ProtobufCMessageDescriptor tandem__register__descriptor =
 {
@@ -2718,7 +2834,7 @@ const ProtobufCMessageDescriptor tandem__register__descriptor =
   "Tandem__Register",
   "tandem",
   sizeof(Tandem__Register),
-  10,
+  12,
   tandem__register__field_descriptors,
   tandem__register__field_indices_by_name,
   1,  tandem__register__number_ranges,
@@ -2892,7 +3008,7 @@ const ProtobufCMessageDescriptor tandem__block_counts__descriptor =
   (ProtobufCMessageInit) tandem__block_counts__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__heartbeat__field_descriptors[10] =
+static const ProtobufCFieldDescriptor tandem__heartbeat__field_descriptors[14] =
 {
   {
     "queued_tokens",
@@ -3014,6 +3130,54 @@ static const ProtobufCFieldDescriptor tandem__heartbeat__field_descriptors[10] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "swap",
+    11,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__Heartbeat, swap),
+    &tandem__swap_counts__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "swap_bytes_out",
+    12,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Tandem__Heartbeat, has_swap_bytes_out),
+    offsetof(Tandem__Heartbeat, swap_bytes_out),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "swap_bytes_in",
+    13,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Tandem__Heartbeat, has_swap_bytes_in),
+    offsetof(Tandem__Heartbeat, swap_bytes_in),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "swap_stall",
+    14,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_SINT64,
+    offsetof(Tandem__Heartbeat, has_swap_stall),
+    offsetof(Tandem__Heartbeat, swap_stall),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__heartbeat__field_indices_by_name[] = {
   3,   /* field[3] = blocks */
@@ -3026,11 +3190,15 @@ static const unsigned tandem__heartbeat__field_indices_by_name[] = {
   9,   /* field[9] = stale_messages_dropped */
   5,   /* field[5] = step_time */
   4,   /* field[4] = steps_finished */
+  10,   /* field[10] = swap */
+  12,   /* field[12] = swap_bytes_in */
+  11,   /* field[11] = swap_bytes_out */
+  13,   /* field[13] = swap_stall */
 };
 static const ProtobufCIntRange tandem__heartbeat__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor tandem__heartbeat__descriptor =
 {
@@ -3040,11 +3208,75 @@ const ProtobufCMessageDescriptor tandem__heartbeat__descriptor =
   "Tandem__Heartbeat",
   "tandem",
   sizeof(Tandem__Heartbeat),
-  10,
+  14,
   tandem__heartbeat__field_descriptors,
   tandem__heartbeat__field_indices_by_name,
   1,  tandem__heartbeat__number_ranges,
   (ProtobufCMessageInit) tandem__heartbeat__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor tandem__swap_counts__field_descriptors[3] =
+{
+  {
+    "free",
+    1,
+    PROTOBUF_C_LABEL_REQUIRED,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__SwapCounts, free),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reserved",
+    2,
+    PROTOBUF_C_LABEL_REQUIRED,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__SwapCounts, reserved),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "held",
+    3,
+    PROTOBUF_C_LABEL_REQUIRED,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__SwapCounts, held),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned tandem__swap_counts__field_indices_by_name[] = {
+  0,   /* field[0] = free */
+  2,   /* field[2] = held */
+  1,   /* field[1] = reserved */
+};
+static const ProtobufCIntRange tandem__swap_counts__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor tandem__swap_counts__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "tandem.SwapCounts",
+  "SwapCounts",
+  "Tandem__SwapCounts",
+  "tandem",
+  sizeof(Tandem__SwapCounts),
+  3,
+  tandem__swap_counts__field_descriptors,
+  tandem__swap_counts__field_indices_by_name,
+  1,  tandem__swap_counts__number_ranges,
+  (ProtobufCMessageInit) tandem__swap_counts__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue tandem__kvevent__change__enum_values_by_number[3] =
@@ -3852,7 +4084,7 @@ const ProtobufCMessageDescriptor tandem__transfer_reply__descriptor =
   (ProtobufCMessageInit) tandem__transfer_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__set_running__field_descriptors[2] =
+static const ProtobufCFieldDescriptor tandem__set_running__field_descriptors[3] =
 {
   {
     "run",
@@ -3878,15 +4110,28 @@ static const ProtobufCFieldDescriptor tandem__set_running__field_descriptors[2] 
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "order",
+    3,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Tandem__SetRunning, n_order),
+    offsetof(Tandem__SetRunning, order),
+    &tandem__transfer_id__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__set_running__field_indices_by_name[] = {
+  2,   /* field[2] = order */
   1,   /* field[1] = pause */
   0,   /* field[0] = run */
 };
 static const ProtobufCIntRange tandem__set_running__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 2 }
+  { 0, 3 }
 };
 const ProtobufCMessageDescriptor tandem__set_running__descriptor =
 {
@@ -3896,7 +4141,7 @@ const ProtobufCMessageDescriptor tandem__set_running__descriptor =
   "Tandem__SetRunning",
   "tandem",
   sizeof(Tandem__SetRunning),
-  2,
+  3,
   tandem__set_running__field_descriptors,
   tandem__set_running__field_indices_by_name,
   1,  tandem__set_running__number_ranges,
@@ -4187,7 +4432,86 @@ const ProtobufCMessageDescriptor tandem__step_end__descriptor =
   (ProtobufCMessageInit) tandem__step_end__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__token_step__field_descriptors[6] =
+static const ProtobufCEnumValue tandem__swap_notice__kind__enum_values_by_number[2] =
+{
+  { "SWAP_LEFT", "TANDEM__SWAP_NOTICE__KIND__SWAP_LEFT", 1 },
+  { "SWAP_BACK", "TANDEM__SWAP_NOTICE__KIND__SWAP_BACK", 2 },
+};
+static const ProtobufCIntRange tandem__swap_notice__kind__value_ranges[] = {
+{1, 0},{0, 2}
+};
+static const ProtobufCEnumValueIndex tandem__swap_notice__kind__enum_values_by_name[2] =
+{
+  { "SWAP_BACK", 1 },
+  { "SWAP_LEFT", 0 },
+};
+const ProtobufCEnumDescriptor tandem__swap_notice__kind__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "tandem.SwapNotice.Kind",
+  "Kind",
+  "Tandem__SwapNotice__Kind",
+  "tandem",
+  2,
+  tandem__swap_notice__kind__enum_values_by_number,
+  2,
+  tandem__swap_notice__kind__enum_values_by_name,
+  1,
+  tandem__swap_notice__kind__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCFieldDescriptor tandem__swap_notice__field_descriptors[2] =
+{
+  {
+    "kind",
+    1,
+    PROTOBUF_C_LABEL_REQUIRED,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__SwapNotice, kind),
+    &tandem__swap_notice__kind__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "stall",
+    2,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_SINT64,
+    offsetof(Tandem__SwapNotice, has_stall),
+    offsetof(Tandem__SwapNotice, stall),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned tandem__swap_notice__field_indices_by_name[] = {
+  0,   /* field[0] = kind */
+  1,   /* field[1] = stall */
+};
+static const ProtobufCIntRange tandem__swap_notice__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor tandem__swap_notice__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "tandem.SwapNotice",
+  "SwapNotice",
+  "Tandem__SwapNotice",
+  "tandem",
+  sizeof(Tandem__SwapNotice),
+  2,
+  tandem__swap_notice__field_descriptors,
+  tandem__swap_notice__field_indices_by_name,
+  1,  tandem__swap_notice__number_ranges,
+  (ProtobufCMessageInit) tandem__swap_notice__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor tandem__token_step__field_descriptors[8] =
 {
   {
     "transfer",
@@ -4261,19 +4585,45 @@ static const ProtobufCFieldDescriptor tandem__token_step__field_descriptors[6] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "swap",
+    7,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__TokenStep, swap),
+    &tandem__swap_notice__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "evicted_for",
+    8,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__TokenStep, evicted_for),
+    &tandem__transfer_id__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__token_step__field_indices_by_name[] = {
   5,   /* field[5] = cached_tokens */
   3,   /* field[3] = end */
+  7,   /* field[7] = evicted_for */
   1,   /* field[1] = offset */
   4,   /* field[4] = prefilled_tokens */
+  6,   /* field[6] = swap */
   2,   /* field[2] = tokens */
   0,   /* field[0] = transfer */
 };
 static const ProtobufCIntRange tandem__token_step__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 6 }
+  { 0, 8 }
 };
 const ProtobufCMessageDescriptor tandem__token_step__descriptor =
 {
@@ -4283,7 +4633,7 @@ const ProtobufCMessageDescriptor tandem__token_step__descriptor =
   "Tandem__TokenStep",
   "tandem",
   sizeof(Tandem__TokenStep),
-  6,
+  8,
   tandem__token_step__field_descriptors,
   tandem__token_step__field_indices_by_name,
   1,  tandem__token_step__number_ranges,

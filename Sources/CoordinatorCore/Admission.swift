@@ -34,14 +34,33 @@ extension Coordinator {
         policy.arrive(
             ScheduledJob(
                 job: job.id, tenant: job.tenant, priority: submission.priority,
-                predictedPrefill: costs.prefill(tokens: uncachedTokens(job))), at: now)
+                predictedPrefill: costs.prefill(tokens: uncachedTokens(job)), due: submission.due.map { now + $0 },
+                predictedToken: decodeIteration, predictedOutput: submission.predictedOutputTokens,
+                outputMax: submission.sampling.maxTokens, knownOutput: submission.knownOutputTokens,
+                produced: job.log.count), at: now)
         mayPlace = true
+    }
+
+    /// What the policy has against the submission.
+    private func policyRefusal(_ submission: JobSubmission) -> ServingError? {
+        if configuration.policy.isClairvoyant, submission.knownOutputTokens == nil {
+            let name = configuration.policy.name
+            return ServingError(
+                .invalidValue,
+                "The policy \(name) must know how long each output will be; only simulated jobs say so.",
+                field: "policy")
+        }
+        let wait = policy.refusal(of: submission.tenant, at: now)
+        guard wait > .zero else { return nil }
+        let limit = configuration.policy.requestsPerMinute
+        return ServingError(
+            .rateLimited, "Tenant \(submission.tenant) has had its \(limit) requests of this minute.",
+            retryAfterSeconds: Int(wait.seconds.rounded(.up)))
     }
 
     /// Tokens that no worker's cache is known to spare.
     private func uncachedTokens(_ job: Job) -> Int {
-        var blocks = 0
-        for worker in workerOrder { blocks = max(blocks, index.prefixLength(of: job.names, on: worker)) }
+        let blocks = index.prefixLengths(of: job.names).longest
         return max(job.sequenceTokens - blocks * configuration.blockTokens, 1)
     }
 
@@ -61,7 +80,7 @@ extension Coordinator {
             return ServingError(
                 .noWorker, "No worker that decodes is connected.", retryAfterSeconds: configuration.retryAfterSeconds)
         }
-        return queueRefusal(tenant: submission.tenant)
+        return queueRefusal(tenant: submission.tenant) ?? policyRefusal(submission)
     }
 
     private func queueRefusal(tenant: TenantID) -> ServingError? {

@@ -19,7 +19,7 @@ public struct Coordinator: Sendable {
     /// Latencies and sizes of the jobs served.
     public internal(set) var histograms = ServingHistograms()
 
-    var jobs: [JobID: Job] = [:]
+    var jobs = SlotTable<JobID, Job>(vacant: Job.vacant)
     var nextSequence: UInt64 = 0
     var queuedJobs = 0
     /// When to look at a job again.
@@ -27,9 +27,7 @@ public struct Coordinator: Sendable {
     var holds = KeyedHeap<JobID, JobTimer>()
     var ended = EndedJobs()
 
-    var workers: [WorkerID: Worker] = [:]
-    /// Names in order, since a dictionary has none.
-    var workerOrder: [WorkerID] = []
+    var workers = WorkerTable()
     var inhibitions: [WorkerID: Inhibition] = [:]
     /// Oldest first, at most `workersMax`.
     var suspicions: [Suspicion] = []
@@ -77,7 +75,7 @@ public struct Coordinator: Sendable {
     // MARK: Small tools
 
     mutating func send(_ worker: WorkerRef, _ message: Message) {
-        workers[worker.id]?.lastSent = now
+        workers.change(worker.id) { $0.lastSent = now }
         actions.append(.send(worker, message))
     }
 
@@ -89,36 +87,46 @@ public struct Coordinator: Sendable {
         return worker
     }
 
+    func isCurrent(_ ref: WorkerRef) -> Bool { workers.read(ref.id) { $0.ref == ref } ?? false }
+
     /// The job, if this is its current attempt.
     func current(_ transfer: TransferID) -> Job? {
         guard let job = jobs[transfer.job], job.attempt == transfer.attempt else { return nil }
         return job
     }
 
+    func isCurrent(_ transfer: TransferID) -> Bool {
+        jobs.read(transfer.job) { $0.attempt == transfer.attempt } ?? false
+    }
+
     mutating func dropStale() { counters.staleMessagesDropped += 1 }
 
     /// Moves a job to a phase, and keeps the counts of waiting and running jobs.
     mutating func setPhase(_ id: JobID, _ phase: Phase) {
-        guard let job = jobs[id] else { return }
-        let wasWaiting = job.phase.isWaiting
-        jobs[id]?.phase = phase
+        let before = jobs.change(id) { job in
+            defer { job.phase = phase }
+            return (wasWaiting: job.phase.isWaiting, wasOnBridge: job.phase.isOnBridge, tenant: job.tenant)
+        }
+        guard let (wasWaiting, wasOnBridge, tenant) = before else { return }
+        if wasOnBridge != phase.isOnBridge { countBridge(id, entering: !wasOnBridge) }
         guard wasWaiting != phase.isWaiting else { return }
         let change = wasWaiting ? -1 : 1
         queuedJobs += change
-        tenants[job.tenant]?.queued += change
-        tenants[job.tenant]?.running -= change
+        tenants[tenant]?.queued += change
+        tenants[tenant]?.running -= change
     }
 
     /// Looks at the job no later than at its dispatch's due instant or its deadline.
     mutating func setTimer(_ id: JobID) {
-        guard let job = jobs[id] else { return }
-        let at = job.dispatch.map { min($0.due, job.deadline) } ?? job.deadline
-        jobTimers.set(id, to: JobTimer(at: at, sequence: job.sequence))
+        let timer = jobs.read(id) { job in
+            JobTimer(at: job.dispatch.map { min($0.due, job.deadline) } ?? job.deadline, sequence: job.sequence)
+        }
+        if let timer { jobTimers.set(id, to: timer) }
     }
 
     mutating func expect(_ id: JobID, within span: TimeSpan) {
         let due = now + span
-        jobs[id]?.dispatch?.due = due
+        jobs.change(id) { $0.dispatch?.due = due }
         setTimer(id)
     }
 

@@ -2,6 +2,12 @@ import Messages
 import Scheduling
 import ServingTypes
 
+/// An engine's own rule of admission, beside its free blocks and slots: simulations give their workers
+/// the memory rules of other systems. Asked for the job whose turn it is, on a worker with room.
+public protocol RoomRule: Sendable {
+    func admits(_ job: JobID, on worker: WorkerRef) -> Bool
+}
+
 /// Every constant of the coordinator's core. Defaults follow reliability.md §2.3.
 public struct CoordinatorConfiguration: Sendable {
     public var policy = PolicyConfiguration()
@@ -72,6 +78,14 @@ public struct CoordinatorConfiguration: Sendable {
     public var prefillWindowTokens = 8192
     /// Jobs resident on a decode worker, in percent of its slots: above 100 the rest is paused.
     public var decodeResidencyPercent = 150
+    /// The same for a worker with a host tier, where those that wait need not lie in its pool.
+    public var swapResidencyPercent = 300
+    /// Nil: free blocks and slots decide alone.
+    public var roomRule: (any RoomRule)?
+    /// Whether each tenant has its share of what lies between the roles (`BridgeQuota`), and the
+    /// blocks in all; nil takes twice the windows of the prefill workers.
+    public var bridgeQuotas = true
+    public var bridgeBlocks: Int?
     /// Taken for the deadline of a drain that somebody else has ordered.
     public var drainUnknown: TimeSpan = .seconds(30)
     /// A drain that takes this much longer than its deadline is ended by force.

@@ -67,11 +67,21 @@ public struct JobSubmission: Hashable, Sendable {
     public var idempotencyKey: String?
     /// Output already logged before a coordinator restart; empty otherwise.
     public var emitted: [SampledToken]
+    /// A hint inside a tenant, never across: by when, counted from submission, the client would like
+    /// its first token. Not a `deadline`: nothing ends when it passes, the hint is forgotten.
+    public var due: TimeSpan?
+    /// A guess of the output's length for policies that order by it; nil takes what was learned.
+    public var predictedOutputTokens: Int?
+    /// The output's true length, which only a simulation knows; clairvoyant policies need it.
+    public var knownOutputTokens: Int?
+    /// What an earlier coordinator has charged for this job: done again, it is charged to nobody.
+    public var accounted: JobUsage?
 
     public init(
         job: JobID, tenant: TenantID, promptTokens: [TokenID], pageIDs: [PageID], sampling: SamplingParameters,
         priority: Int = 0, deadline: TimeSpan? = nil, idempotencyKey: String? = nil, emitted: [SampledToken] = [],
-        pageSpace: TenantID? = nil
+        pageSpace: TenantID? = nil, due: TimeSpan? = nil, predictedOutputTokens: Int? = nil,
+        knownOutputTokens: Int? = nil
     ) {
         self.job = job
         self.tenant = tenant
@@ -83,6 +93,9 @@ public struct JobSubmission: Hashable, Sendable {
         self.deadline = deadline
         self.idempotencyKey = idempotencyKey
         self.emitted = emitted
+        self.due = due
+        self.predictedOutputTokens = predictedOutputTokens
+        self.knownOutputTokens = knownOutputTokens
     }
 }
 
@@ -110,16 +123,28 @@ public struct JobOutcome: Hashable, Sendable {
 public enum JobEnding: Hashable, Sendable {
     case finished(FinishReason)
     case failed(ServingError)
+
+    /// Whether the output came to its natural end, so that its length tells of others to come.
+    var isCompletion: Bool {
+        switch self {
+        case .finished(.stop), .finished(.length): true
+        case .finished(.cancelled), .finished(.failed), .failed: false
+        }
+    }
 }
 
 /// Tokens by what was done with them.
 public struct JobUsage: Hashable, Sendable {
     public var promptTokens: Int = 0
     public var outputTokens: Int = 0
+    /// Prompt tokens computed, each once: what is charged.
+    public var computedTokens: Int = 0
     /// Prompt tokens not computed because their pages were held.
     public var cachedTokens: Int = 0
     /// Tokens computed again after a loss or an eviction.
     public var recomputedTokens: Int = 0
+    /// Of a tenant: tokens of others computed again because its jobs took their memory, charged to it.
+    public var causedTokens: Int = 0
 
     public init() {}
 }
@@ -149,6 +174,10 @@ public struct JobRoute: Hashable, Sendable {
     /// Bytes of pages that travelled for this job, over all attempts.
     public var kvBytesMoved: UInt64 = 0
     public var blocksReused: Int = 0
+    /// How often its pages left for the host tier while it should have run, and for how long it
+    /// could not run for want of them.
+    public var swaps: Int = 0
+    public var swapStall: TimeSpan = .zero
 
     public init() {}
 }
@@ -256,6 +285,9 @@ public struct CoordinatorCounters: Hashable, Sendable {
     public var failed: UInt64 = 0
     public var requeued: UInt64 = 0
     public var preempted: UInt64 = 0
+    /// Running jobs whose pages left for a worker's host tier, and came back.
+    public var swappedOut: UInt64 = 0
+    public var swappedBack: UInt64 = 0
     public var workersLost: UInt64 = 0
     public var transfersCommitted: UInt64 = 0
     public var transfersFailed: UInt64 = 0

@@ -4,18 +4,39 @@ import ServingTypes
 
 extension Coordinator {
     /// Gives out waiting jobs in the policy's order until the first that has to wait: nothing is
-    /// skipped, so that a job which fits badly is not overtaken for ever.
+    /// skipped, so that a job which fits badly is not overtaken for ever. Tenants that have their
+    /// share of the bridge stand back while others have not, and are looked at again where others went.
     mutating func placeWaiting() {
         mayPlace = false
+        var again = true
+        while again {
+            again = placeRound()
+            policy.resumeTenants()
+        }
+    }
+
+    /// Whether a tenant stood back and others went, so that its share may have grown.
+    private mutating func placeRound() -> Bool {
+        var (stoodBack, went) = (false, false)
         while let id = policy.next(at: now), let job = jobs[id] {
             switch place(job) {
-            case .pair(let prefill, let decode): startPair(id, prefill, decode)
-            case .local(let worker): startLocal(id, worker)
-            case .wait: return
+            case .pair(let prefill, let decode):
+                if hasItsShare(job) {
+                    policy.suspend(job.tenant)
+                    stoodBack = true
+                } else {
+                    startPair(id, prefill, decode)
+                    went = true
+                }
+            case .local(let worker):
+                startLocal(id, worker)
+                went = true
+            case .wait: return false
             case .hold: hold(id, for: configuration.holdAfterRefusals)
             case .never(let error): end(id, .failed(error))
             }
         }
+        return stoodBack && went
     }
 
     enum Verdict {
@@ -30,10 +51,11 @@ extension Coordinator {
 
     private func place(_ job: Job) -> Verdict {
         let blocks = blocksNeeded(job.sequenceTokens + 1)
-        let sinks = candidates(for: job, blocks: blocks) { $0.decodes }
+        let prefixes = index.prefixLengths(of: job.names)
+        let sinks = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0.decodes }
         if sinks.able == 0, sinks.registered > 0 { return .never(tooLong(job, blocks: blocks)) }
         guard !sinks.open.isEmpty else { return sinks.refused > 0 && sinks.busy == 0 ? .hold : .wait }
-        let sources = candidates(for: job, blocks: blocks) { $0.register.role == .prefill }
+        let sources = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0.register.role == .prefill }
         let request = PlacementRequest(
             sequenceTokens: job.sequenceTokens, bytesPerToken: bytesPerToken,
             localOnly: sources.living == 0 || job.transferFailures >= configuration.transferFailuresBeforeLocal)
@@ -46,8 +68,9 @@ extension Coordinator {
 
     /// Workers of one kind, by what they can do for a job.
     struct Candidates {
-        /// With room now.
+        /// With room now, those left out that another one stands for.
         var open: [PlacementCandidate] = []
+        var front = Front()
         /// Registered; of them, those whose pool could hold the job at all; of these, those in health.
         var registered = 0
         var able = 0
@@ -55,34 +78,67 @@ extension Coordinator {
         /// Living, but refused this job, or without room.
         var refused = 0
         var busy = 0
+        /// Full workers that may still be looked at for residents that the job would displace.
+        var looks = 8
     }
 
-    private func candidates(for job: Job, blocks: Int, where suits: (Worker) -> Bool) -> Candidates {
+    private func candidates(
+        for job: Job, blocks: Int, prefixes: PrefixLengths, where suits: (Worker) -> Bool
+    ) -> Candidates {
         var result = Candidates()
-        for id in workerOrder {
-            guard let worker = workers[id], suits(worker) else { continue }
+        for position in 0..<workers.count {
+            guard suits(workers.all[position]) else { continue }
             result.registered += 1
-            guard worker.register.blockCount >= blocks, !job.unfit.contains(id) else { continue }
-            result.able += 1
-            guard worker.state == .ready, !isInhibited(id) else { continue }
-            result.living += 1
-            let cachedBlocks = index.prefixLength(of: job.names, on: id)
-            if job.refusedBy.contains(id) {
-                result.refused += 1
-            } else if hasRoom(worker, job: job, blocks: blocks - cachedBlocks) {
-                result.open.append(
-                    PlacementCandidate(
-                        worker: worker.ref, role: worker.register.role, queuedTokens: worker.queuedTokens,
-                        residentJobs: worker.jobs.count, cachedTokens: cachedBlocks * configuration.blockTokens,
-                        avoided: job.avoided.contains(id)))
-            } else {
-                result.busy += 1
-            }
+            consider(position, job, blocks, prefixes, &result)
         }
         return result
     }
 
-    private func hasRoom(_ worker: Worker, job: Job, blocks: Int) -> Bool {
+    private func consider(
+        _ position: Int, _ job: Job, _ blocks: Int, _ prefixes: PrefixLengths, _ result: inout Candidates
+    ) {
+        let id = workers.names[position]
+        guard workers.all[position].register.blockCount >= blocks,
+            job.unfit.isEmpty || !job.unfit.contains(id)
+        else { return }
+        result.able += 1
+        guard workers.all[position].state == .ready, !isInhibited(id) else { return }
+        result.living += 1
+        if !job.refusedBy.isEmpty, job.refusedBy.contains(id) {
+            result.refused += 1
+            return
+        }
+        let cachedBlocks = prefixes[id]
+        let avoided = !job.avoided.isEmpty && job.avoided.contains(id)
+        let taken = blocksTaken(job, by: workers.all[position].register)
+        guard hasRoom(workers.all[position], job: job, blocks: taken - cachedBlocks, &result.looks) else {
+            result.busy += 1
+            return
+        }
+        let (queued, residents) = (workers.all[position].queuedTokens, workers.all[position].jobs.count)
+        let role = workers.all[position].register.role
+        if cachedBlocks == 0, !avoided, !result.front.admits(queued, residents, role) { return }
+        result.open.append(
+            PlacementCandidate(
+                worker: workers.all[position].ref, role: role, queuedTokens: queued, residentJobs: residents,
+                cachedTokens: cachedBlocks * configuration.blockTokens, avoided: avoided))
+    }
+
+    /// Of workers that differ in nothing but their load, one is enough that no other has less of
+    /// either kind: a placement can never be better on a worker that another one is below.
+    struct Front {
+        private var least: [(queued: Int, residents: Int, role: WorkerRole)] = []
+
+        mutating func admits(_ queued: Int, _ residents: Int, _ role: WorkerRole) -> Bool {
+            for known in least where known.role == role {
+                if known.queued <= queued && known.residents <= residents { return false }
+            }
+            least.append((queued, residents, role))
+            return true
+        }
+    }
+
+    private func hasRoom(_ worker: Worker, job: Job, blocks: Int, _ looks: inout Int) -> Bool {
         if inhibitions[worker.ref.id] != nil { return worker.jobs.isEmpty }
         switch worker.register.role {
         case .prefill:
@@ -90,12 +146,37 @@ extension Coordinator {
                 && (worker.prefills.isEmpty
                     || worker.queuedTokens + job.sequenceTokens <= configuration.prefillWindowTokens)
         case .decode, .mixed:
-            return worker.jobs.count < residentsMax(worker) && blocks <= worker.availableBlocks
+            return blocks <= worker.availableBlocks && hasPlace(worker, for: job, &looks)
+                && configuration.roomRule?.admits(job.id, on: worker.ref) ?? true
         }
     }
 
+    /// Below the residency, or, where the job would take the slot of a resident, up to a batch above
+    /// it: otherwise paused jobs of a tenant that is ahead would keep the others out.
+    private func hasPlace(_ worker: Worker, for job: Job, _ looks: inout Int) -> Bool {
+        let (count, limit) = (worker.jobs.count, residentsMax(worker))
+        if count < limit { return true }
+        guard configuration.policy.preemptsRunning, looks > 0, count < limit + worker.register.batchJobsMax else {
+            return false
+        }
+        looks -= 1
+        return policy.displaces(job.id, anyOf: worker.residents, at: now)
+    }
+
     private func residentsMax(_ worker: Worker) -> Int {
-        max(worker.register.batchJobsMax * max(configuration.decodeResidencyPercent, 1) / 100, 1)
+        let percent =
+            worker.register.swapPages > 0 ? configuration.swapResidencyPercent : configuration.decodeResidencyPercent
+        return max(worker.register.batchJobsMax * max(percent, 1) / 100, 1)
+    }
+
+    /// Blocks that a worker takes a job with: for its next token, or, where it promises room to the
+    /// end, for all that the job may bring.
+    private func blocksTaken(_ job: Job, by register: Register) -> Int {
+        let next = blocksNeeded(job.sequenceTokens + 1)
+        guard register.reservesWholeJobs else { return next }
+        let (whole, overflow) = job.promptTokens.addingReportingOverflow(job.submission.sampling.maxTokens)
+        return overflow
+            ? register.blockCount : max(min(blocksNeeded(min(whole, Int.max / 2)), register.blockCount), next)
     }
 
     func blocksNeeded(_ tokens: Int) -> Int {
@@ -103,10 +184,9 @@ extension Coordinator {
     }
 
     private var bytesPerToken: Double {
-        for id in workerOrder {
-            if let register = workers[id]?.register, register.pageBytes > 0 {
-                return Double(register.pageBytes) / Double(max(register.blockTokens, 1))
-            }
+        for position in 0..<workers.count where workers.all[position].register.pageBytes > 0 {
+            let register = workers.all[position].register
+            return Double(register.pageBytes) / Double(max(register.blockTokens, 1))
         }
         return 0
     }
@@ -122,8 +202,9 @@ extension Coordinator {
 
     private mutating func startPair(_ id: JobID, _ prefill: WorkerRef, _ decode: WorkerRef) {
         guard let job = beginAttempt(id, charging: prefill, holdingAt: decode) else { return }
-        workers[prefill.id]?.attach(id)
-        workers[prefill.id]?.addPrefill(id, tokens: job.sequenceTokens, at: now)
+        workers.change(prefill.id) { $0.attach(id) }
+        let now = now
+        workers.change(prefill.id) { $0.addPrefill(id, tokens: job.sequenceTokens, at: now) }
         jobs[id]?.route.prefill = prefill.id
         jobs[id]?.route.decode = decode.id
         setPhase(id, .reserving(Pairing(prefill: prefill, decode: decode)))
@@ -139,7 +220,8 @@ extension Coordinator {
 
     private mutating func startLocal(_ id: JobID, _ worker: WorkerRef) {
         guard let job = beginAttempt(id, charging: worker, holdingAt: worker) else { return }
-        workers[worker.id]?.addPrefill(id, tokens: job.sequenceTokens, at: now)
+        let now = now
+        workers.change(worker.id) { $0.addPrefill(id, tokens: job.sequenceTokens, at: now) }
         jobs[id]?.route.prefill = worker.id
         jobs[id]?.route.decode = worker.id
         setPhase(id, .starting(worker))
@@ -162,7 +244,8 @@ extension Coordinator {
         job.route.attempts += 1
         if job.stamps.firstToken == nil { job.stamps.placed = now }
         let held = index.prefixLength(of: job.names, on: decode.id)
-        let blocks = max(blocksNeeded(job.sequenceTokens + 1) - held, 0)
+        let taken = workers.read(decode.id) { $0.register }.map { blocksTaken(job, by: $0) }
+        let blocks = max((taken ?? blocksNeeded(job.sequenceTokens + 1)) - held, 0)
         job.dispatch = Dispatch(
             base: job.log.count, sequenceTokens: job.sequenceTokens, blocks: blocks, due: now, sentAt: now)
         if !job.promptSettled, job.chargedPrompt == 0 {
@@ -171,8 +254,8 @@ extension Coordinator {
             policy.charge(job.tenant, promptTokens: job.chargedPrompt)
         }
         jobs[id] = job
-        workers[decode.id]?.attach(id)
-        workers[decode.id]?.availableBlocks -= blocks
+        workers.change(decode.id) { $0.attach(id) }
+        workers.change(decode.id) { $0.availableBlocks -= blocks }
         return job
     }
 

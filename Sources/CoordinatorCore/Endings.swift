@@ -38,9 +38,10 @@ extension Coordinator {
         settleUnreported(id)
         settleCharge(id)
         release(id)
+        if jobs[id]?.phase.isOnBridge ?? false { countBridge(id, entering: false) }
         guard var job = jobs.removeValue(forKey: id) else { return }
         job.stamps.finished = now
-        policy.leave(id)
+        policy.leave(id, completed: ending.isCompletion)
         jobTimers.remove(id)
         holds.remove(id)
         if job.phase.isWaiting { queuedJobs -= 1 }
@@ -72,7 +73,7 @@ extension Coordinator {
 
     /// Tells the workers that know of the job to drop it.
     mutating func cancelWorkers(of job: Job, except spared: WorkerRef?, reason: Cancel.Reason) {
-        for worker in job.phase.informedWorkers where worker != spared && current(worker) != nil {
+        for worker in job.phase.informedWorkers where worker != spared && isCurrent(worker) {
             send(worker, .cancel(Cancel(transfer: job.transfer, reason: reason)))
         }
     }
@@ -81,11 +82,13 @@ extension Coordinator {
     mutating func release(_ id: JobID) {
         guard let job = jobs[id] else { return }
         for ref in job.phase.workers {
-            guard var worker = current(ref) else { continue }
-            worker.detach(id)
-            if ref == job.phase.decodeWorker { worker.availableBlocks += job.dispatch?.blocks ?? 0 }
-            workers[ref.id] = worker
-            if worker.decodes { needReplan(ref.id) }
+            guard isCurrent(ref) else { continue }
+            workers.change(ref.id) { $0.detach(id) }
+            if ref == job.phase.decodeWorker {
+                let blocks = job.dispatch?.blocks ?? 0
+                workers.change(ref.id) { $0.availableBlocks += blocks }
+            }
+            if workers.read(ref.id, { $0.decodes }) ?? false { needReplan(ref.id) }
         }
         if !job.phase.isWaiting { wakeHeld() }
     }
@@ -146,8 +149,10 @@ extension JobUsage {
     mutating func add(_ other: JobUsage) {
         promptTokens += other.promptTokens
         outputTokens += other.outputTokens
+        computedTokens += other.computedTokens
         cachedTokens += other.cachedTokens
         recomputedTokens += other.recomputedTokens
+        causedTokens += other.causedTokens
     }
 }
 

@@ -37,6 +37,18 @@ struct Job: Sendable {
     var chargedPrompt = 0
     var computedPrompt = 0
     var promptSettled = false
+    /// Output tokens that an earlier coordinator has charged.
+    var accountedOutput = 0
+    /// Whose job took its memory: pays for what must be computed again for it.
+    var displacedBy: TenantID?
+    /// What it takes up of the bridge while it is there.
+    var bridgeUnits = 0
+
+    /// Nobody's: what a free place in the table of jobs holds.
+    static let vacant = Job(
+        JobSubmission(
+            job: JobID(high: 0, low: 0), tenant: TenantID(""), promptTokens: [], pageIDs: [],
+            sampling: SamplingParameters()), sequence: 0, attempt: Attempt(0), deadline: .zero, at: .zero)
 
     init(_ submission: JobSubmission, sequence: UInt64, attempt: Attempt, deadline: Instant, at now: Instant) {
         self.submission = submission
@@ -48,6 +60,13 @@ struct Job: Sendable {
         stamps = JobStamps(received: now)
         usage.promptTokens = submission.promptTokens.count
         usage.outputTokens = log.count
+        if let accounted = submission.accounted {
+            usage.computedTokens = accounted.computedTokens
+            usage.cachedTokens = accounted.cachedTokens
+            usage.recomputedTokens = accounted.recomputedTokens
+            promptSettled = accounted.computedTokens + accounted.cachedTokens > 0
+            accountedOutput = accounted.outputTokens
+        }
     }
 
     var id: JobID { submission.job }
@@ -65,18 +84,23 @@ struct Job: Sendable {
         return log.count >= submission.sampling.maxTokens ? .length : nil
     }
 
-    /// Appends what is new of the tokens from `offset` on.
+    /// Appends what is new of the tokens from `offset` on; the attempt has then proven itself.
     mutating func append(_ tokens: [SampledToken], from offset: Int) -> Appended {
         guard offset >= 0, offset <= log.count else { return .gap }
         let known = min(log.count - offset, tokens.count)
-        var fresh: [SampledToken] = []
         let start = log.count
-        for token in tokens.dropFirst(known) {
-            guard endOfLog == nil || log.isEmpty else { break }
-            log.append(token)
-            fresh.append(token)
+        var taken = known
+        while taken < tokens.count, log.isEmpty || endOfLog == nil {
+            log.append(tokens[taken])
+            taken += 1
         }
         usage.outputTokens = log.count
+        if taken > known {
+            redispatches = 0
+            avoided = []
+            transferFailures = 0
+        }
+        let fresh = known == 0 && taken == tokens.count ? tokens : Array(tokens[known..<taken])
         return .appended(from: start, fresh: fresh, repeated: known)
     }
 
@@ -84,6 +108,35 @@ struct Job: Sendable {
         /// Tokens are missing before these.
         case gap
         case appended(from: Int, fresh: [SampledToken], repeated: Int)
+    }
+
+    /// Marks the lifecycle's edges that new tokens are.
+    mutating func stampTokens(from start: Int, count: Int, at now: Instant, due: Instant) -> TokenMarks {
+        var marks = TokenMarks()
+        marks.gap = lastTokenAt.map { now - $0 }
+        lastTokenAt = now
+        if start == 0 {
+            if stamps.firstToken == nil { stamps.firstToken = now }
+            marks.firstTokenAfter = now - stamps.received
+        }
+        if start <= 1, start + count >= 2, stamps.secondToken == nil { stamps.secondToken = now }
+        guard case .decoding(var residence) = phase else { return marks }
+        dispatch?.due = due
+        guard !residence.hasStepped else { return marks }
+        residence.hasStepped = true
+        phase = .decoding(residence)
+        if residence.local, stamps.firstToken == nil || stamps.decoding == nil { stamps.decoding = now }
+        marks.provenWorker = residence.worker.id
+        return marks
+    }
+
+    /// What the tokens' coming means beyond the job.
+    struct TokenMarks {
+        var gap: TimeSpan?
+        /// Since the job's arrival, where the first token is among them.
+        var firstTokenAfter: TimeSpan?
+        /// A worker that has brought forth its first token for this attempt.
+        var provenWorker: WorkerID?
     }
 }
 
@@ -125,6 +178,15 @@ enum Phase: Sendable {
         switch self {
         case .queued, .held: true
         case .reserving, .starting, .assigned, .prefilling, .transferring, .decoding: false
+        }
+    }
+
+    /// Whether this decode worker has been asked for room and has not said yes yet.
+    func isUnanswered(by ref: WorkerRef) -> Bool {
+        switch self {
+        case .reserving(let pair): pair.decode == ref
+        case .starting: true
+        case .queued, .held, .assigned, .prefilling, .transferring, .decoding: false
         }
     }
 
@@ -172,6 +234,8 @@ struct Residence: Sendable {
     var running = true
     /// Brought forth a token in this attempt.
     var hasStepped = false
+    /// Its pages lie in the host tier, or are on their way: no token comes, and none is missed.
+    var isAway = false
 }
 
 /// A job that is over, kept for attach and list.

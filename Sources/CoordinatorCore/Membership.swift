@@ -17,8 +17,7 @@ extension Coordinator {
             actions.append(.closeLink(before.ref))
             lose(before.ref, diedUnderJobs: true, reason: "replaced by a new incarnation")
         }
-        workers[ref.id] = Worker(ref: ref, register: register, at: now)
-        workerOrder.insert(ref.id, at: workerOrder.firstIndex { ref.id < $0 } ?? workerOrder.count)
+        workers.set(Worker(ref: ref, register: register, at: now))
         acquit(ref)
         note(.workerJoined(ref, register.role))
         acknowledge(ref)
@@ -34,6 +33,7 @@ extension Coordinator {
         worker.prefills = before.prefills
         worker.queuedTokens = before.queuedTokens
         worker.residents = before.residents
+        worker.hasPaused = before.hasPaused
         worker.availableBlocks = before.availableBlocks
         if before.isDraining { worker.state = before.state }
         workers[before.ref.id] = worker
@@ -92,8 +92,7 @@ extension Coordinator {
     /// job that it was computing, so each of these is under suspicion.
     mutating func lose(_ ref: WorkerRef, diedUnderJobs: Bool, reason: String) {
         guard let worker = current(ref) else { return }
-        workers[ref.id] = nil
-        workerOrder.removeAll { $0 == ref.id }
+        workers.remove(ref.id)
         index.forget(ref.id)
         counters.workersLost += 1
         if worker.isDraining {
@@ -125,7 +124,7 @@ extension Coordinator {
     private func computes(_ job: Job, on ref: WorkerRef) -> Bool {
         switch job.phase {
         case .prefilling(let pair): pair.prefill == ref
-        case .decoding(let residence): residence.running && residence.worker == ref
+        case .decoding(let residence): residence.running && !residence.isAway && residence.worker == ref
         case .queued, .held, .reserving, .starting, .assigned, .transferring: false
         }
     }
@@ -194,7 +193,7 @@ extension Coordinator {
     mutating func drain(_ id: WorkerID, deadline: TimeSpan) {
         guard let worker = workers[id], !worker.isDraining else { return }
         let forceAt = now + deadline + configuration.drainGrace
-        workers[id]?.state = .draining(forceAt: forceAt)
+        workers.change(id) { $0.state = .draining(forceAt: forceAt) }
         send(worker.ref, .drain(Drain(deadline: deadline)))
     }
 
@@ -202,7 +201,7 @@ extension Coordinator {
     mutating func learnsOfDrain(_ ref: WorkerRef) {
         guard let worker = current(ref), !worker.isDraining else { return }
         let forceAt = now + configuration.drainUnknown + configuration.drainGrace
-        workers[ref.id]?.state = .draining(forceAt: forceAt)
+        workers.change(ref.id) { $0.state = .draining(forceAt: forceAt) }
     }
 
     mutating func drainDone(_ ref: WorkerRef) {
@@ -222,7 +221,7 @@ extension Coordinator {
         for id in worker.jobs where jobs[id] != nil {
             requeue(id, reason: "\(worker.ref.id) is drained", counts: false, tell: .drain)
         }
-        workers[worker.ref.id]?.state = .drained
+        workers.change(worker.ref.id) { $0.state = .drained }
         index.forget(worker.ref.id)
         actions.append(.workerDrained(worker.ref.id))
     }

@@ -61,6 +61,11 @@ extension Coordinator {
         page.counter(
             "tandem_jobs_local_total", "Attempts prefilled where they decode.", [.init(counters.decodedLocally)])
         page.counter("tandem_preemptions_total", "Running jobs paused.", [.init(counters.preempted)])
+        page.counter(
+            "tandem_swaps_total", "Running jobs whose pages left for a host tier, and came back.",
+            [
+                .init(counters.swappedOut, [("direction", "out")]), .init(counters.swappedBack, [("direction", "in")]),
+            ])
         page.counter("tandem_workers_lost_total", "Workers lost.", [.init(counters.workersLost)])
         page.counter("tandem_transfers_committed_total", "Transfers committed.", [.init(counters.transfersCommitted)])
         page.counter("tandem_transfers_failed_total", "Transfers failed.", [.init(counters.transfersFailed)])
@@ -103,6 +108,32 @@ extension Coordinator {
             "tandem_worker_page_bytes_received_total", "Page bytes received.",
             samples { Double($0.load.pageBytesReceived) })
         page.gauge("tandem_worker_blocks", "Blocks of the pool by state.", workers.flatMap(blockSamples))
+        addHostTiers(workers.filter { $0.load.swap.total > 0 }, to: &page)
+    }
+
+    private func addHostTiers(_ workers: [WorkerView], to page: inout MetricsPage) {
+        guard !workers.isEmpty else { return }
+        page.gauge(
+            "tandem_worker_swap_pages", "Pages of the host tier by state.",
+            workers.flatMap { worker -> [MetricsPage.Sample] in
+                let swap = worker.load.swap
+                return [("free", swap.free), ("reserved", swap.reserved), ("held", swap.held)].map {
+                    .init($0.1, [("worker", worker.worker.id.name), ("state", $0.0)])
+                }
+            })
+        page.counter(
+            "tandem_worker_swap_bytes_total", "Page bytes between pool and host tier.",
+            workers.flatMap { worker -> [MetricsPage.Sample] in
+                let name = worker.worker.id.name
+                return [
+                    .init(worker.load.swapBytesOut, [("worker", name), ("direction", "out")]),
+                    .init(worker.load.swapBytesIn, [("worker", name), ("direction", "in")]),
+                ]
+            })
+        page.counter(
+            "tandem_worker_swap_stall_seconds_total",
+            "Time that jobs could have run and did not, for want of their pages; summed over jobs.",
+            workers.map { .init($0.load.swapStall.seconds, [("worker", $0.worker.id.name)]) })
     }
 
     private func blockSamples(_ worker: WorkerView) -> [MetricsPage.Sample] {

@@ -6,7 +6,7 @@ extension Coordinator {
     /// Every message of a worker passes here; those of another incarnation than the registered one
     /// are dropped and counted, and one that only the coordinator may send costs the link.
     mutating func receive(_ message: Message, from worker: WorkerRef) {
-        guard current(worker) != nil else { return dropStale() }
+        guard isCurrent(worker) else { return dropStale() }
         heard(worker)
         switch message {
         case .heartbeat(let beat): heartbeat(beat, from: worker)
@@ -37,23 +37,25 @@ extension Coordinator {
     }
 
     private mutating func heartbeat(_ beat: Heartbeat, from ref: WorkerRef) {
-        guard var worker = current(ref) else { return }
-        if beat.load.stepsFinished != worker.load.stepsFinished { worker.lastProgress = now }
-        worker.load = beat.load
-        var unanswered = 0
-        for id in worker.jobs {
-            guard let job = jobs[id], let dispatch = job.dispatch else { continue }
-            switch job.phase {
-            case .reserving(let pair) where pair.decode == ref: unanswered += dispatch.blocks
-            case .starting: unanswered += dispatch.blocks
-            case .queued, .held, .reserving, .assigned, .prefilling, .transferring, .decoding: break
-            }
+        let available = beat.load.blocks.available - blocksUnanswered(at: ref)
+        let now = now
+        let grew = workers.change(ref.id) { worker in
+            if beat.load.stepsFinished != worker.load.stepsFinished { worker.lastProgress = now }
+            worker.load = beat.load
+            defer { worker.availableBlocks = available }
+            return worker.decodes && available > worker.availableBlocks
         }
-        let available = beat.load.blocks.available - unanswered
-        let grew = available > worker.availableBlocks
-        worker.availableBlocks = available
-        workers[ref.id] = worker
-        if grew && worker.decodes { wakeHeld() }
+        if grew ?? false { wakeHeld() }
+        refreshOrder(at: ref)
+    }
+
+    /// Blocks asked for that the worker's own count cannot know of yet.
+    private func blocksUnanswered(at ref: WorkerRef) -> Int {
+        var blocks = 0
+        for id in workers.read(ref.id, { $0.jobs }) ?? [] {
+            blocks += jobs.read(id) { job in job.phase.isUnanswered(by: ref) ? job.dispatch?.blocks ?? 0 : 0 } ?? 0
+        }
+        return blocks
     }
 
     private mutating func pagesChanged(_ event: KVEvent, at worker: WorkerRef) {
@@ -93,7 +95,7 @@ extension Coordinator {
         cancelWorkers(of: job, except: worker, reason: .superseded)
         release(id)
         switch reason {
-        case .noMemory: workers[worker.id]?.availableBlocks = freeBlocks
+        case .noMemory: workers.change(worker.id) { $0.availableBlocks = freeBlocks }
         case .tooLong, .malformed: jobs[id]?.unfit.append(worker.id)
         case .draining: learnsOfDrain(worker)
         case .tooManyJobs, .staleEpoch, .staleAttempt, .unknownTransfer: break
@@ -137,7 +139,7 @@ extension Coordinator {
     }
 
     private mutating func expectPrefill(_ id: JobID, on worker: WorkerRef) {
-        let queued = workers[worker.id]?.queuedTokens ?? 0
+        let queued = workers.read(worker.id) { $0.queuedTokens } ?? 0
         expect(id, within: configuration.jobSilenceMax + costs.prefill(tokens: queued) * 3)
     }
 
@@ -146,15 +148,16 @@ extension Coordinator {
         guard let job = current(progress.transfer), case .prefilling(let pair) = job.phase, pair.prefill == worker,
             let dispatch = job.dispatch
         else { return dropStale() }
-        workers[worker.id]?.progressed(at: now)
+        let now = now
+        workers.change(worker.id) { $0.progressed(at: now) }
         let fresh = progress.computedTokens - max(dispatch.reachedTokens, progress.cachedTokens)
         jobs[job.id]?.dispatch?.cachedTokens = progress.cachedTokens
         guard fresh > 0 else { return }
         jobs[job.id]?.dispatch?.reachedTokens = progress.computedTokens
         jobs[job.id]?.dispatch?.computedTokens += fresh
         countComputed(job.id)
-        workers[worker.id]?.addPrefill(
-            job.id, tokens: max(dispatch.sequenceTokens - progress.computedTokens, 0), at: now)
+        let left = max(dispatch.sequenceTokens - progress.computedTokens, 0)
+        workers.change(worker.id) { $0.addPrefill(job.id, tokens: left, at: now) }
         costs.observePrefill(tokens: fresh, time: progress.computeTime)
         policy.served(job.id, for: progress.computeTime, nextIteration: decodeIteration)
         expectPrefill(job.id, on: worker)
@@ -167,8 +170,9 @@ extension Coordinator {
         let id = job.id
         switch job.phase {
         case .prefilling(let pair) where pair.prefill == worker:
-            workers[worker.id]?.progressed(at: now)
-            workers[worker.id]?.removePrefill(id)
+            let now = now
+            workers.change(worker.id) { $0.progressed(at: now) }
+            workers.change(worker.id) { $0.removePrefill(id) }
             succeeded(worker.id)
             mayPlace = true
             settlePrefill(id, cached: done.cachedTokens)

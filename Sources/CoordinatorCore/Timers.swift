@@ -6,11 +6,11 @@ extension Coordinator {
     mutating func tick() {
         forgiveOwnPause()
         lastTick = now
-        for id in workerOrder { look(at: id) }
+        for id in workers.names where wantsLook(id) { look(at: id) }
         while let due = jobTimers.first, due.key.at <= now { timerFired(due.id) }
         while let due = holds.first, due.key.at <= now { endHold(due.id) }
         // An inhibition may have run out, and nothing else says so.
-        if queuedJobs > 0, !inhibitions.isEmpty { mayPlace = true }
+        if queuedJobs > 0, !inhibitions.isEmpty || policy.wakes(by: now) { mayPlace = true }
     }
 
     /// Where this process itself stood still, nobody's silence counts for that time.
@@ -18,19 +18,31 @@ extension Coordinator {
         guard let lastTick else { return }
         let pause = now - lastTick
         guard pause >= configuration.suspectAfter / 2 else { return }
-        for id in workerOrder {
-            guard let worker = workers[id] else { continue }
-            workers[id]?.lastHeard = min(worker.lastHeard + pause, now)
-            workers[id]?.lastProgress = min(worker.lastProgress + pause, now)
+        let now = now
+        for id in workers.names {
+            workers.change(id) { worker in
+                worker.lastHeard = min(worker.lastHeard + pause, now)
+                worker.lastProgress = min(worker.lastProgress + pause, now)
+            }
         }
     }
 
     mutating func heard(_ ref: WorkerRef) {
-        workers[ref.id]?.lastHeard = now
-        if workers[ref.id]?.state == .suspect {
-            workers[ref.id]?.state = .ready
+        let now = now
+        workers.change(ref.id) { $0.lastHeard = now }
+        if workers.read(ref.id, { $0.state == .suspect }) ?? false {
+            workers.change(ref.id) { $0.state = .ready }
             mayPlace = true
         }
+    }
+
+    /// Whether any of the reasons to look closer may hold.
+    private func wantsLook(_ id: WorkerID) -> Bool {
+        workers.read(id) { worker in
+            worker.isDraining || now - worker.lastSent >= configuration.heartbeatEvery
+                || now - worker.lastHeard >= configuration.suspectAfter
+                || now - worker.lastProgress >= configuration.stallFloor
+        } ?? false
     }
 
     private mutating func look(at id: WorkerID) {
@@ -45,7 +57,7 @@ extension Coordinator {
         } else if mustEndDrain(worker) {
             finishDrain(worker)
         } else if silence >= configuration.suspectAfter, worker.state == .ready {
-            workers[id]?.state = .suspect
+            workers.change(id) { $0.state = .suspect }
             note(.workerSuspected(worker.ref, silence: silence))
         } else if now - worker.lastProgress >= stallLimit(worker), expectsSteps(of: worker) {
             stalled(worker)
@@ -57,7 +69,8 @@ extension Coordinator {
         for id in worker.jobs {
             switch jobs[id]?.phase {
             case .prefilling(let pair) where pair.prefill == worker.ref: return true
-            case .decoding(let residence) where residence.running && residence.worker == worker.ref: return true
+            case .decoding(let residence)
+            where residence.running && !residence.isAway && residence.worker == worker.ref: return true
             case .queued, .held, .reserving, .starting, .assigned, .prefilling, .transferring, .decoding, nil: continue
             }
         }
@@ -75,7 +88,8 @@ extension Coordinator {
     private mutating func stalled(_ worker: Worker) {
         note(.workerStalled(worker.ref, silence: now - worker.lastProgress))
         inhibit(worker.ref.id)
-        workers[worker.ref.id]?.lastProgress = now
+        let now = now
+        workers.change(worker.ref.id) { $0.lastProgress = now }
         for id in worker.jobs where jobs[id] != nil {
             requeue(id, reason: "\(worker.ref.id) makes no progress", avoiding: [worker.ref.id], tell: .superseded)
         }
@@ -106,7 +120,7 @@ extension Coordinator {
             requeue(
                 id, reason: "transfer stalled", avoiding: [pair.prefill.id, pair.decode.id], tell: .superseded)
         case .decoding(let residence):
-            if residence.running {
+            if residence.running, !residence.isAway {
                 requeue(
                     id, reason: "no token from \(residence.worker.id)", avoiding: [residence.worker.id],
                     tell: .superseded)

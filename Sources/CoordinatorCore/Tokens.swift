@@ -5,18 +5,20 @@ import ServingTypes
 extension Coordinator {
     /// One iteration of a decode worker.
     mutating func tokenSteps(_ message: TokenSteps, from worker: WorkerRef) {
-        workers[worker.id]?.progressed(at: now)
+        let now = now
+        workers.change(worker.id) { $0.progressed(at: now) }
         observe(message)
         for step in message.steps { apply(step, from: worker, computeTime: message.computeTime) }
-        guard let state = current(worker) else { return }
-        if configuration.policy.preemptsRunning, state.residents.count > state.register.batchJobsMax {
-            needReplan(worker.id)
-        }
+        guard configuration.policy.preemptsRunning, isCurrent(worker) else { return }
+        let isCrowded = workers.read(worker.id) { $0.residents.count > $0.register.batchJobsMax }
+        if isCrowded ?? false { needReplan(worker.id) }
     }
 
     private mutating func observe(_ message: TokenSteps) {
         guard !message.steps.isEmpty, message.steps.allSatisfy({ $0.prefilledTokens == 0 }) else { return }
-        let context = message.steps.reduce(0) { $0 + (jobs[$1.transfer.job]?.sequenceTokens ?? 0) }
+        let context = message.steps.reduce(0) { sum, step in
+            sum + (jobs.read(step.transfer.job) { $0.sequenceTokens } ?? 0)
+        }
         costs.observeDecode(jobs: message.steps.count, contextTokens: context, time: message.computeTime)
     }
 
@@ -25,18 +27,20 @@ extension Coordinator {
     /// What one job got in one iteration. Steps may overtake P's first token, since they come on
     /// another link; they wait for it then.
     mutating func apply(_ step: TokenStep, from worker: WorkerRef, computeTime: TimeSpan) {
-        guard let job = current(step.transfer), job.phase.decodeWorker == worker else { return dropStale() }
-        let id = job.id
-        switch job.phase {
+        let id = step.transfer.job
+        let known = jobs.read(id) { job in job.attempt == step.transfer.attempt ? job.phase : nil }
+        guard case .some(.some(let phase)) = known, phase.decodeWorker == worker else { return dropStale() }
+        switch phase {
         case .assigned(let pair), .prefilling(let pair):
-            if step.offset > job.log.count { return keepEarly(step, pair, of: job) }
-            workers[pair.prefill.id]?.removePrefill(id)
+            if let job = jobs[id], step.offset > job.log.count { return keepEarly(step, pair, of: job) }
+            workers.change(pair.prefill.id) { $0.removePrefill(id) }
             becomeResident(id, at: worker, local: false)
         case .transferring: becomeResident(id, at: worker, local: false)
         case .starting: becomeResident(id, at: worker, local: true)
         case .decoding: break
         case .queued, .held, .reserving: return dropStale()
         }
+        if let notice = step.swap { return moved(id, notice) }
         countLocalPrefill(step, of: id)
         policy.served(id, for: computeTime, nextIteration: decodeIteration)
         switch step.end {
@@ -53,17 +57,18 @@ extension Coordinator {
             if isStill(step.transfer) { end(id, .failed(error)) }
         case .evicted:
             give(id, step.tokens, offset: step.offset)
-            if isStill(step.transfer) { evicted(id, from: worker) }
+            if isStill(step.transfer) { evicted(id, from: worker, for: step.evictedFor) }
         }
     }
 
-    private func isStill(_ transfer: TransferID) -> Bool { current(transfer) != nil }
+    private func isStill(_ transfer: TransferID) -> Bool { isCurrent(transfer) }
 
-    private mutating func evicted(_ id: JobID, from worker: WorkerRef) {
+    private mutating func evicted(_ id: JobID, from worker: WorkerRef, for cause: TransferID?) {
         guard let state = current(worker) else { return }
+        displaced(id, for: cause)
         requeue(id, reason: "evicted", counts: !state.isDraining)
         // Full, until it says otherwise.
-        if !state.isDraining { workers[worker.id]?.availableBlocks = 0 }
+        if !state.isDraining { workers.change(worker.id) { $0.availableBlocks = 0 } }
     }
 
     private mutating func keepEarly(_ step: TokenStep, _ pair: Pairing, of job: Job) {
@@ -87,7 +92,10 @@ extension Coordinator {
 
     /// Appends to the log, then emits, then charges: each token once, whatever is repeated.
     mutating func give(_ id: JobID, _ tokens: [SampledToken], offset: Int) {
-        guard let transfer = jobs[id]?.transfer, let outcome = jobs[id]?.append(tokens, from: offset) else { return }
+        let appended = jobs.change(id) { job in
+            (outcome: job.append(tokens, from: offset), end: job.endOfLog)
+        }
+        guard let (outcome, ending) = appended else { return }
         switch outcome {
         case .gap:
             guard let worker = jobs[id]?.phase.decodeWorker else { return }
@@ -97,14 +105,12 @@ extension Coordinator {
             guard !fresh.isEmpty else { return }
             stampTokens(id, from: start, count: fresh.count)
             counters.outputTokens += UInt64(fresh.count)
-            if let tenant = jobs[id]?.tenant { policy.charge(tenant, outputTokens: fresh.count) }
+            policy.produced(id, tokens: fresh.count)
+            forgiveRepeated(id, from: start, count: fresh.count)
             actions.append(.emit(id, offset: start, tokens: fresh))
-            jobs[id]?.redispatches = 0
-            jobs[id]?.avoided = []
-            jobs[id]?.transferFailures = 0
-            if let reason = jobs[id]?.endOfLog, isStill(transfer) {
+            if let ending {
                 cancelAtEnd(id)
-                end(id, .finished(reason))
+                end(id, .finished(ending))
             }
         }
     }
@@ -116,47 +122,37 @@ extension Coordinator {
     }
 
     private mutating func stampTokens(_ id: JobID, from start: Int, count: Int) {
-        guard let job = jobs[id] else { return }
-        let at = now
-        jobs[id]?.lastTokenAt = at
-        if let before = job.lastTokenAt { histograms.observe(gap: at - before, tokens: count) }
-        if start == 0 {
-            stamp(id, \.firstToken)
-            histograms.observeFirstToken(after: at - job.stamps.received)
-        }
-        if start <= 1, start + count >= 2, job.stamps.secondToken == nil { stamp(id, \.secondToken) }
-        guard case .decoding(var residence) = job.phase else { return }
         let due = now + configuration.jobSilenceMax
-        jobs[id]?.dispatch?.due = due
-        guard !residence.hasStepped else { return }
-        residence.hasStepped = true
-        jobs[id]?.phase = .decoding(residence)
-        if residence.local { stamp(id, \.decoding) }
-        succeeded(residence.worker.id)
+        let at = now
+        guard let marks = jobs.change(id, { $0.stampTokens(from: start, count: count, at: at, due: due) })
+        else { return }
+        if let gap = marks.gap { histograms.observe(gap: gap, tokens: count) }
+        if let wait = marks.firstTokenAfter { histograms.observeFirstToken(after: wait) }
+        if let worker = marks.provenWorker { succeeded(worker) }
     }
 
     /// Stamps an edge of the lifecycle. A retry before the first token stamps anew, so that the
     /// stamps tell how that token came about; after it the first stamp stays.
     mutating func stamp(_ id: JobID, _ edge: WritableKeyPath<JobStamps, Instant?>) {
-        guard let stamps = jobs[id]?.stamps, stamps.firstToken == nil || stamps[keyPath: edge] == nil else { return }
         let at = now
-        jobs[id]?.stamps[keyPath: edge] = at
+        jobs.change(id) { job in
+            guard job.stamps.firstToken == nil || job.stamps[keyPath: edge] == nil else { return }
+            job.stamps[keyPath: edge] = at
+        }
     }
 
     // MARK: Residency
 
     /// The job can decode on this worker from now on; it runs unless the next plan pauses it.
     mutating func becomeResident(_ id: JobID, at worker: WorkerRef, local: Bool) {
-        guard let job = jobs[id], var state = current(worker) else { return }
+        guard let job = jobs[id], isCurrent(worker) else { return }
         if case .decoding = job.phase { return }
         for peer in job.phase.workers where peer != worker {
-            workers[peer.id]?.detach(id)
+            workers.change(peer.id) { $0.detach(id) }
             mayPlace = true
         }
-        if state.residents.isEmpty && state.prefills.isEmpty { state.lastProgress = now }
-        if !local { state.removePrefill(id) }
-        state.residents.append(id)
-        workers[worker.id] = state
+        let now = now
+        workers.change(worker.id) { $0.becomeHome(of: id, local: local, at: now) }
         if local {
             stamp(id, \.reserved)
             stamp(id, \.prefilling)
@@ -165,7 +161,7 @@ extension Coordinator {
         }
         setPhase(id, .decoding(Residence(worker: worker, local: local)))
         policy.started(id)
-        let queued = local ? state.queuedTokens : 0
+        let queued = local ? workers.read(worker.id) { $0.queuedTokens } ?? 0 : 0
         expect(id, within: configuration.jobSilenceMax + costs.prefill(tokens: queued) * 3)
         needReplan(worker.id)
     }
@@ -175,7 +171,9 @@ extension Coordinator {
         let names = replans
         replans.removeAll(keepingCapacity: true)
         for name in names {
-            if let worker = workers[name] { replan(worker) }
+            // Where nobody is paused and nobody needs to be, there is nothing to plan.
+            let isCrowded = workers.read(name) { $0.hasPaused || $0.residents.count > $0.register.batchJobsMax }
+            if isCrowded ?? false, let worker = workers[name] { replan(worker) }
         }
     }
 
@@ -205,7 +203,10 @@ extension Coordinator {
                 }
             }
         }
-        if !plan.run.isEmpty || !plan.pause.isEmpty { send(worker.ref, .setRunning(plan)) }
+        workers.change(worker.ref.id) { $0.hasPaused = chosen.count < worker.residents.count }
+        guard !plan.run.isEmpty || !plan.pause.isEmpty else { return }
+        if worker.register.swapPages > 0 { plan.order = memoryOrder(of: worker) }
+        send(worker.ref, .setRunning(plan))
     }
 
     // MARK: Charging the prompt
@@ -223,6 +224,7 @@ extension Coordinator {
         if job.promptSettled {
             jobs[id]?.usage.recomputedTokens += computed
             counters.recomputedTokens += UInt64(computed)
+            chargeDisplacer(of: id, computed)
         } else {
             let cachedPrompt = min(max(cached, 0), job.promptTokens)
             jobs[id]?.usage.cachedTokens = cachedPrompt
@@ -249,12 +251,17 @@ extension Coordinator {
         guard let job = jobs[id], !job.promptSettled else { return }
         policy.charge(job.tenant, promptTokens: job.computedPrompt - job.chargedPrompt)
         jobs[id]?.chargedPrompt = job.computedPrompt
+        jobs[id]?.usage.computedTokens = job.computedPrompt
     }
 
     private mutating func countLocalPrefill(_ step: TokenStep, of id: JobID) {
-        guard let job = jobs[id], let dispatch = job.dispatch, case .decoding(let residence) = job.phase,
-            residence.local, !dispatch.prefillReported
-        else { return }
+        let local = jobs.read(id) { job -> (Residence, Dispatch)? in
+            guard case .decoding(let residence) = job.phase, residence.local, let dispatch = job.dispatch,
+                !dispatch.prefillReported
+            else { return nil }
+            return (residence, dispatch)
+        }
+        guard case .some(.some(let (residence, dispatch))) = local else { return }
         if step.prefilledTokens > 0 {
             jobs[id]?.dispatch?.computedTokens += step.prefilledTokens
             let due = now + configuration.jobSilenceMax
@@ -263,9 +270,10 @@ extension Coordinator {
         }
         if step.tokens.isEmpty {
             let left = max(dispatch.sequenceTokens - dispatch.computedTokens - step.prefilledTokens, 1)
-            workers[residence.worker.id]?.addPrefill(id, tokens: left, at: now)
+            let now = now
+            workers.change(residence.worker.id) { $0.addPrefill(id, tokens: left, at: now) }
         } else {
-            workers[residence.worker.id]?.removePrefill(id)
+            workers.change(residence.worker.id) { $0.removePrefill(id) }
             settlePrefill(id, cached: step.cachedTokens)
             mayPlace = true
         }

@@ -18,7 +18,7 @@ public struct ServingCapacity: Hashable, Sendable {
 extension Coordinator {
     public func snapshot() -> ClusterSnapshot {
         ClusterSnapshot(
-            policy: configuration.policy.name, workers: workerOrder.compactMap { worker($0) },
+            policy: configuration.policy.name, workers: workers.names.compactMap { worker($0) },
             tenants: tenants.keys.sorted().map(tenantView), queuedJobs: queuedJobs, liveJobs: jobs.count,
             counters: counters)
     }
@@ -67,8 +67,7 @@ extension Coordinator {
     /// Workers by what they can do for a new job.
     public var capacity: ServingCapacity {
         var capacity = ServingCapacity()
-        for id in workerOrder {
-            guard let worker = workers[id] else { continue }
+        for worker in workers.all {
             if worker.isDraining {
                 capacity.draining += 1
                 continue
@@ -91,7 +90,7 @@ extension Coordinator {
         }
     }
 
-    private func tenantView(_ tenant: TenantID) -> TenantView {
+    func tenantView(_ tenant: TenantID) -> TenantView {
         let record = tenants[tenant] ?? TenantRecord()
         return TenantView(
             tenant: tenant, weight: policy.weight(of: tenant), virtualCounter: policy.virtualCounter(of: tenant),

@@ -1,3 +1,4 @@
+import KVPaging
 import Messages
 import ServingTypes
 
@@ -20,6 +21,8 @@ struct Worker: Sendable {
     var queuedTokens = 0
     /// Jobs that can decode here: running or paused.
     var residents: [JobID] = []
+    /// Whether the last plan left a resident paused.
+    var hasPaused = false
     /// Blocks thought to be free, a hint.
     var availableBlocks: Int
 
@@ -68,14 +71,89 @@ struct Worker: Sendable {
     }
 
     mutating func detach(_ job: JobID) {
-        jobs.removeAll { $0 == job }
-        residents.removeAll { $0 == job }
+        if let place = jobs.firstIndex(of: job) { jobs.remove(at: place) }
+        if let place = residents.firstIndex(of: job) { residents.remove(at: place) }
         removePrefill(job)
+    }
+
+    mutating func becomeHome(of job: JobID, local: Bool, at now: Instant) {
+        if residents.isEmpty && prefills.isEmpty { lastProgress = now }
+        if !local { removePrefill(job) }
+        residents.append(job)
     }
 
     mutating func progressed(at now: Instant) {
         stepGaps.add(now - lastProgress)
         lastProgress = now
+    }
+}
+
+extension WorkerID: SlotKey {
+    /// FNV-1a over the name, which a registered worker has and no client chooses.
+    public var slotHash: UInt64 {
+        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+        for byte in name.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+        return hash ^ (hash >> 29)
+    }
+}
+
+/// The registered workers in order of their names: found by name, looked through by position,
+/// changed in place.
+struct WorkerTable: Sendable {
+    /// Names in order.
+    private(set) var names: [WorkerID] = []
+    private(set) var all: ContiguousArray<Worker> = []
+    private var positions = SlotTable<WorkerID, Int>(vacant: 0)
+
+    var count: Int { names.count }
+
+    /// Reads a worker, or changes one that is there; anything else has no effect.
+    subscript(id: WorkerID) -> Worker? {
+        get { positions[id].map { all[$0] } }
+        _modify {
+            var worker = self[id]
+            yield &worker
+            if let worker, let position = positions[id] { all[position] = worker }
+        }
+    }
+
+    subscript(position position: Int) -> Worker? { all[position] }
+
+    /// Looks at a worker in its place.
+    @inline(__always)
+    func read<Result>(_ id: WorkerID, _ body: (borrowing Worker) -> Result) -> Result? {
+        guard let position = positions[id] else { return nil }
+        return body(all[position])
+    }
+
+    /// Changes a worker in its place; nil, and nothing done, where there is none.
+    @inline(__always) @discardableResult
+    mutating func change<Result>(_ id: WorkerID, _ body: (inout Worker) -> Result) -> Result? {
+        guard let position = positions[id] else { return nil }
+        return body(&all[position])
+    }
+
+    mutating func set(_ worker: Worker) {
+        let id = worker.ref.id
+        if let position = positions[id] {
+            all[position] = worker
+            return
+        }
+        let position = names.firstIndex { id < $0 } ?? names.count
+        names.insert(id, at: position)
+        all.insert(worker, at: position)
+        renumber(from: position)
+    }
+
+    mutating func remove(_ id: WorkerID) {
+        guard let position = positions.removeValue(forKey: id) else { return }
+        names.remove(at: position)
+        all.remove(at: position)
+        renumber(from: position)
+    }
+
+    private mutating func renumber(from first: Int) {
+        for position in first..<names.count { positions[names[position]] = position }
     }
 }
 
@@ -115,6 +193,9 @@ struct Suspicion: Sendable {
 struct TenantRecord: Sendable {
     var queued = 0
     var running = 0
+    /// On the bridge between the roles, and what of it they take up.
+    var bridgeJobs = 0
+    var bridgeUnits = 0
     var usage = JobUsage()
     var lastSeen: UInt64 = 0
 }

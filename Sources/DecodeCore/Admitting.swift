@@ -83,7 +83,8 @@ extension DecodeWorkerCore {
         }
         if let old = current[transfer.job] { drop(old, acknowledge: false) }
         if membership.isDraining { return .failure(Refused(reason: .draining)) }
-        let blocks = BlockTable.blocks(for: tokens.count + 1, blockTokens: size)
+        let room = roomFor(tokens.count, promptTokens: promptTokens, sampling)
+        let blocks = BlockTable.blocks(for: room, blockTokens: size)
         guard tokens.count < configuration.contextTokensMax, blocks <= configuration.blockCount else {
             return .failure(Refused(reason: .tooLong))
         }
@@ -92,11 +93,14 @@ extension DecodeWorkerCore {
         var table = BlockTable(tokens: tokens, names: pageIDs, tenant: tenant, blockTokens: size, naming: naming)
         let reusable = computesHere ? (tokens.count - 1) / size : tokens.count / size
         table.pin(limit: reusable, in: &pool)
-        guard admissible >= blocks - table.sealed, table.grow(toCover: tokens.count + 1, in: &pool)
+        guard admissible >= blocks - table.sealed, table.grow(toCover: room, in: &pool)
         else {
             table.release(in: &pool)
+            wantedBlocks = blocks
             return .failure(Refused(reason: .noMemory))
         }
+        wantedBlocks = 0
+        admittedBlocks.add(Double(blocks))
         let cached = table.sealed * size
         nextOrder += 1
         var job = DecodeJob(
@@ -105,6 +109,14 @@ extension DecodeWorkerCore {
         job.computed = cached
         job.cachedTokens = cached
         return .success(job)
+    }
+
+    /// Tokens that a job is taken with room for.
+    private func roomFor(_ tokens: Int, promptTokens: Int, _ sampling: SamplingParameters) -> Int {
+        guard configuration.reservesWholeJobs else { return tokens + 1 }
+        let (whole, overflow) = promptTokens.addingReportingOverflow(sampling.maxTokens)
+        let most = min(configuration.contextTokensMax, configuration.blockCount * configuration.blockTokens)
+        return max(min(overflow ? most : whole, most), tokens + 1)
     }
 
     /// Blocks that another job may take: running ones keep some to grow into.
@@ -124,10 +136,19 @@ extension DecodeWorkerCore {
     mutating func apply(_ plan: SetRunning) {
         for transfer in plan.pause { setPaused(transfer, true) }
         for transfer in plan.run { setPaused(transfer, false) }
+        guard !plan.order.isEmpty else { return }
+        for transfer in turns { jobs.change(transfer) { $0.rank = .max } }
+        for (rank, transfer) in plan.order.enumerated() { jobs.change(transfer) { $0.rank = rank } }
+        mayExchange = true
     }
 
     private mutating func setPaused(_ transfer: TransferID, _ isPaused: Bool) {
         if jobs[transfer] == nil { return countStale() }
-        jobs[transfer]?.isPaused = isPaused
+        let at = now
+        jobs.change(transfer) { job in
+            job.isPaused = isPaused
+            if !isPaused, !job.isInPool { job.stalledSince = job.stalledSince ?? at }
+        }
+        if isPaused { endStall(transfer) } else { sayLeft(transfer) }
     }
 }

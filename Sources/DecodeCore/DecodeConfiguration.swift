@@ -24,6 +24,13 @@ public struct DecodeConfiguration: Sendable {
     public var jobsMax = 256
     /// Blocks left available for the growth of running jobs when another job is admitted.
     public var headroomBlocks = 1
+    /// Take a job only with room for all the tokens that it may ever need, so that no job has to give
+    /// way. Otherwise with room for its next token: more jobs run, and one may have to be written out.
+    public var reservesWholeJobs = false
+    /// Pages of the host tier; 0: jobs that give way are computed again.
+    public var swapPages = 0
+    /// Jobs whose pages move between pool and host tier at one time.
+    public var movesMax = 4
     /// Bytes of one transfer on their way at most.
     public var creditWindowBytes = 16 << 20
     /// How long a reservation lasts without progress where the order names no lease.
@@ -53,7 +60,7 @@ public struct DecodeConfiguration: Sendable {
         Register(
             role: role, dataHost: dataHost, dataPort: dataPort, blockTokens: blockTokens, blockCount: blockCount,
             pageBytes: pageBytes, batchJobsMax: batchJobsMax, stepTokensMax: stepTokensMax, processID: processID,
-            held: [])
+            held: [], swapPages: swapPages, reservesWholeJobs: reservesWholeJobs)
     }
 }
 
@@ -66,7 +73,13 @@ public struct DecodeCounters: Hashable, Sendable {
     public var transfersCommitted: UInt64 = 0
     public var transfersFailed: UInt64 = 0
     public var leasesExpired: UInt64 = 0
+    /// Given back to be computed again: by a drain, or for want of memory and of a host tier.
     public var jobsEvicted: UInt64 = 0
+    public var jobsWrittenOut: UInt64 = 0
+    public var jobsReadBack: UInt64 = 0
+    public var swapsFailed: UInt64 = 0
+    public var swapBytesOut: UInt64 = 0
+    public var swapBytesIn: UInt64 = 0
     public var jobsFinished: UInt64 = 0
     public var reservationsRefused: UInt64 = 0
     /// Messages that named an older attempt, another incarnation, or a transfer not held.

@@ -17,6 +17,10 @@ public enum DecodeEvent: Sendable {
     case landingReleased(TransferID)
     /// Answers `runStep`.
     case stepFinished(StepResult)
+    /// Answers `swapOut`: the bytes are in the host tier, or the error says why not.
+    case swappedOut(ticket: UInt64, SwapOutcome)
+    /// Answers `swapIn`.
+    case swappedIn(ticket: UInt64, SwapOutcome)
     /// Time passes; leases and heartbeats are looked at. Sent every `DecodeConfiguration.tick`.
     case tick
 }
@@ -31,8 +35,49 @@ public enum DecodeAction: Sendable {
     case closeLanding(TransferID)
     /// At most one step is under way; answered by `stepFinished`.
     case runStep(StepBatch)
+    /// Copy these slots to these places of the host tier, while steps run; answered by `swappedOut`.
+    /// At most `DecodeConfiguration.movesMax` moves are under way, both ways together.
+    case swapOut(SwapOrder)
+    /// Copy these places of the host tier to these slots; answered by `swappedIn`.
+    case swapIn(SwapOrder)
     /// Everything is handed back after a drain: the process may exit.
     case exitAfterDrain
+}
+
+/// One job's pages on their way out of the pool or back.
+public struct SwapOrder: Hashable, Sendable {
+    public var ticket: UInt64
+    public var transfer: TransferID
+    public var pages: [SwapPage]
+
+    public init(ticket: UInt64, transfer: TransferID, pages: [SwapPage]) {
+        self.ticket = ticket
+        self.transfer = transfer
+        self.pages = pages
+    }
+}
+
+/// One page's two places.
+public struct SwapPage: Hashable, Sendable {
+    public var slot: BlockSlot
+    public var host: HostSlot
+
+    public init(slot: BlockSlot, host: HostSlot) {
+        self.slot = slot
+        self.host = host
+    }
+}
+
+/// How a move went: all of its pages, or none.
+public struct SwapOutcome: Hashable, Sendable {
+    public var error: ServingError?
+    /// How long it took.
+    public var time: TimeSpan
+
+    public init(error: ServingError? = nil, time: TimeSpan) {
+        self.error = error
+        self.time = time
+    }
 }
 
 /// Where one expected block goes.

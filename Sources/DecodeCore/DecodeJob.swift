@@ -18,9 +18,22 @@ struct DecodeJob: Sendable {
     var cachedTokens = 0
     var phase: Phase
     var isPaused = false
+    var whereabouts = Whereabouts.pool
+    /// Place in the coordinator's last order; last where it has not spoken of the job.
+    var rank = Int.max
+    /// Since when it could run and has no memory, and for how long before that and not yet reported.
+    var stalledSince: Instant?
+    var stall = TimeSpan.zero
+    /// The coordinator was told that no token will come until the pages are back.
+    var saidLeft = false
     var isInStep = false
     /// Set while a step that includes the job is under way: what becomes of it afterwards.
     var ending: Ending?
+
+    /// Nobody's: what a free place in the table of jobs holds.
+    static let vacant = DecodeJob(
+        transfer: TransferID(job: JobID(high: 0, low: 0), attempt: Attempt(0)), order: 0,
+        sampling: SamplingParameters(), promptTokens: 0, tokens: [], table: .vacant, phase: .prefilling)
 
     enum Phase: Sendable {
         /// Blocks are reserved; pages come from P.
@@ -28,6 +41,63 @@ struct DecodeJob: Sendable {
         /// The prompt is computed here.
         case prefilling
         case decoding
+    }
+
+    /// Where the pages are. Places of the host tier stand in the order of the blocks.
+    enum Whereabouts: Sendable {
+        case pool
+        /// Being written out; the slots are still held.
+        case leaving([HostSlot])
+        case host([HostSlot])
+        /// Being read back into new slots.
+        case returning([HostSlot])
+    }
+
+    /// Who is served first where memory is short; the greatest gives way first.
+    struct Turn: Comparable, Sendable {
+        var isPaused: Bool
+        var rank: Int
+        var order: UInt64
+
+        static func < (a: Turn, b: Turn) -> Bool {
+            if a.isPaused != b.isPaused { return b.isPaused }
+            return (a.rank, a.order) < (b.rank, b.order)
+        }
+    }
+
+    var turn: Turn { Turn(isPaused: isPaused, rank: rank, order: order) }
+
+    var isInPool: Bool {
+        switch whereabouts {
+        case .pool: true
+        case .leaving, .host, .returning: false
+        }
+    }
+
+    var isInHost: Bool {
+        switch whereabouts {
+        case .host: true
+        case .pool, .leaving, .returning: false
+        }
+    }
+
+    /// Whether a driver is copying its pages.
+    var isMoving: Bool {
+        switch whereabouts {
+        case .leaving, .returning: true
+        case .pool, .host: false
+        }
+    }
+
+    var hostSlots: [HostSlot]? {
+        switch whereabouts {
+        case .pool: nil
+        case .leaving(let places), .host(let places), .returning(let places): places
+        }
+    }
+
+    var mayBeWrittenOut: Bool {
+        (isDecoding || isPrefilling && isPaused) && isInPool && !isInStep && ending == nil
     }
 
     enum Ending: Sendable {
@@ -56,6 +126,39 @@ struct DecodeJob: Sendable {
         case .decoding: true
         case .landing, .prefilling: false
         }
+    }
+
+    /// Whether the next iteration may bring a token of it.
+    var isRunnable: Bool { isDecoding && !isPaused && isInPool }
+
+    /// Whether the next iteration may compute some of its prompt.
+    var wantsPrefill: Bool { isPrefilling && !isPaused && isInPool }
+
+    /// Whether its memory can be taken: nobody else is about to write it.
+    var mayGiveWay: Bool { !isLanding && isInPool && ending == nil }
+
+    /// Whether the next token needs another block.
+    var lacksRoom: Bool { isInPool && tokens.count > table.capacityTokens }
+
+    mutating func grow(in pool: inout BlockPool) -> Bool { table.grow(toCover: tokens.count, in: &pool) }
+
+    /// More leading positions are there; what is full becomes shareable.
+    mutating func advance(by count: Int, naming: any PageNaming, in pool: inout BlockPool) {
+        computed += count
+        table.seal(through: computed, of: tokens, naming: naming, in: &pool)
+    }
+
+    /// Appends a token; why it was the last, if it was.
+    mutating func accept(_ token: TokenID, contextTokensMax: Int) -> FinishReason? {
+        tokens.append(token)
+        if sampling.stopTokens.contains(token) { return .stop }
+        return outputTokens >= sampling.maxTokens || tokens.count >= contextTokensMax ? .length : nil
+    }
+
+    var decodeEntry: StepEntry {
+        StepEntry(
+            transfer: transfer, tokens: Array(tokens[computed...]), startPosition: computed, blockTable: table.slots,
+            sample: sampleRequest)
     }
 
     var sampleRequest: SampleRequest {

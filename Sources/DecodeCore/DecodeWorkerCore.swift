@@ -16,7 +16,7 @@ public struct DecodeWorkerCore: Sendable {
     var actions: [DecodeAction] = []
 
     var pool: BlockPool
-    var jobs: [TransferID: DecodeJob] = [:]
+    var jobs = SlotTable<TransferID, DecodeJob>(vacant: DecodeJob.vacant)
     /// All jobs by arrival.
     var arrivals: [TransferID] = []
     /// Decoding jobs in the order in which their turn comes.
@@ -25,6 +25,22 @@ public struct DecodeWorkerCore: Sendable {
     var current: [JobID: TransferID] = [:]
     var nextOrder: UInt64 = 0
     var attempts = AttemptGuard()
+
+    /// The host tier's books; jobs whose pages are not in the pool, as they left; pages under way.
+    var host: HostTier
+    var away: [TransferID] = []
+    var moves: [Move] = []
+    var nextTicket: UInt64 = 0
+    var moveSeconds = MovingMean()
+    var swapStall = TimeSpan.zero
+    /// After a failure nothing is written out for a while.
+    var swapRestsUntil: Instant?
+    var swapRest = Limits.swapRestFirst
+    /// A new order may bring one job back at the price of another.
+    var mayExchange = false
+    /// Blocks that admitted jobs brought, and that the last refused one wanted.
+    var admittedBlocks = MovingMean()
+    var wantedBlocks = 0
 
     /// Slots of given-up transfers that a receiver may still write.
     var fences: [TransferID: Fence] = [:]
@@ -42,12 +58,18 @@ public struct DecodeWorkerCore: Sendable {
     var buffered: [TokenSteps] = []
     var bufferedTokens = 0
     /// Steps that were said lately, oldest first: a link that broke may have lost them.
-    var saidLately: [SaidSteps] = []
+    var saidLately = FrontQueue<SaidSteps>()
     public internal(set) var counters = DecodeCounters()
 
     struct Fence: Sendable {
         var slots: [BlockSlot]
         var acknowledge: Bool
+    }
+
+    struct Move: Sendable {
+        var ticket: UInt64
+        var transfer: TransferID
+        var isOut: Bool
     }
 
     /// What one job has in the step under way.
@@ -65,12 +87,16 @@ public struct DecodeWorkerCore: Sendable {
     enum Limits {
         static let rememberedCommits = 4096
         static let stepsSaidLately = 256
+        /// How long nothing is written out after a failure: the first time, and at most.
+        static let swapRestFirst = TimeSpan.milliseconds(500)
+        static let swapRestMax = TimeSpan.seconds(60)
     }
 
     public init(configuration: DecodeConfiguration, naming: any PageNaming) {
         self.configuration = configuration
         self.naming = naming
         pool = BlockPool(blockCount: configuration.blockCount)
+        host = HostTier(pages: max(configuration.swapPages, 0))
         membership = WorkerMembership(
             register: configuration.register, heartbeatEvery: configuration.heartbeatEvery,
             orphanGrace: configuration.orphanGrace)
@@ -90,9 +116,17 @@ public struct DecodeWorkerCore: Sendable {
         case .pageLanded(let transfer, let block, _, let bytes, let crc): landed(transfer, block, bytes, crc)
         case .landingReleased(let transfer): landingReleased(transfer)
         case .stepFinished(let result): finishStep(result)
+        case .swappedOut(let ticket, let outcome): wroteOut(ticket, outcome)
+        case .swappedIn(let ticket, let outcome): readBack(ticket, outcome)
         case .tick: tick()
         }
+        tendSwaps()
         startStep()
+        if underWay == nil, !away.isEmpty {
+            // Planning may have ended a job, and left its memory to one outside.
+            tendSwaps()
+            startStep()
+        }
         for event in membership.events(pool.takeChanges()) { actions.append(.sendToCoordinator(event)) }
         finishDrain()
         defer { actions.removeAll() }
@@ -139,6 +173,7 @@ public struct DecodeWorkerCore: Sendable {
         if membership.becameOrphan(at: now) { abandonEverything() }
         if membership.drainIsDue(at: now) { handBackEverything() }
         expireLeases()
+        guard membership.owesHeartbeat(at: now) else { return }
         let load = load
         if let beat = membership.heartbeat(at: now, load: load) { actions.append(.sendToCoordinator(beat)) }
     }
@@ -148,7 +183,7 @@ public struct DecodeWorkerCore: Sendable {
     private mutating func coordinatorUp() {
         _ = pool.takeChanges()
         forgetOldSteps()
-        let waiting = saidLately.map(\.steps) + buffered
+        let waiting = saidLately.all.map(\.steps) + buffered
         for message in membership.linkUp(held: reportedTransfers(waiting), pages: pool.indexedPages, at: now) {
             actions.append(.sendToCoordinator(message))
         }
@@ -171,9 +206,11 @@ public struct DecodeWorkerCore: Sendable {
     }
 
     private mutating func forgetOldSteps() {
-        let (now, window) = (now, configuration.repeatWindow)
-        let fresh = saidLately.firstIndex { now - $0.at <= window } ?? saidLately.count
-        saidLately.removeFirst(max(fresh, saidLately.count - Limits.stepsSaidLately + 1))
+        while let oldest = saidLately.first {
+            guard now - oldest.at > configuration.repeatWindow || saidLately.count >= Limits.stepsSaidLately
+            else { return }
+            saidLately.removeFirst()
+        }
     }
 
     /// What C hears now or not at all: after a loss it asks anew for everything but tokens.
@@ -198,11 +235,22 @@ public struct DecodeWorkerCore: Sendable {
         bufferedTokens += steps.reduce(0) { $0 + max($1.tokens.count, 1) }
     }
 
+    /// Jobs and pool at once: two parts of the core that a job's memory ties together.
+    @inline(__always) @discardableResult
+    mutating func withPool<Result>(_ body: (inout SlotTable<TransferID, DecodeJob>, inout BlockPool) -> Result)
+        -> Result
+    {
+        body(&jobs, &pool)
+    }
+
     mutating func countStale() { counters.staleMessagesDropped &+= 1 }
 
     // MARK: Telling
 
     public var blockCounts: BlockCounts { pool.counts() }
+
+    /// Pages of the host tier by state; the sum is its budget.
+    public var swapCounts: SwapCounts { host.counts() }
 
     /// Transfers that are held in any way, ascending.
     public var heldTransfers: [TransferID] { (Array(jobs.keys) + Array(fences.keys)).sorted() }
@@ -215,6 +263,10 @@ public struct DecodeWorkerCore: Sendable {
             if job.isPaused { report.pausedJobs += 1 } else { report.runningJobs += 1 }
         }
         report.blocks = pool.counts()
+        report.swap = host.counts()
+        report.swapBytesOut = counters.swapBytesOut
+        report.swapBytesIn = counters.swapBytesIn
+        report.swapStall = swapStall
         report.stepsFinished = counters.stepsFinished
         report.stepTime = TimeSpan(seconds: stepSeconds.value)
         report.prefillTokensPerSecond = prefillRate.value
@@ -233,13 +285,15 @@ public struct DecodeWorkerCore: Sendable {
         let fenced = fences.values.reduce(0) { $0 + $1.slots.count }
         if fenced != pool.counts().fencing { return "\(pool.counts().fencing) slots fencing, \(fenced) known" }
         for job in jobs.values {
-            if job.computed > job.table.capacityTokens { return "\(job.transfer) computed beyond its blocks" }
+            if job.isInPool, job.computed > job.table.capacityTokens {
+                return "\(job.transfer) computed beyond its blocks"
+            }
             if job.isDecoding, job.computed != job.tokens.count - 1 { return "\(job.transfer) lost a position" }
             if job.isInStep != (underWay?.contains { $0.transfer == job.transfer } ?? false) {
                 return "\(job.transfer) is wrong about the step under way"
             }
-            if job.ending != nil, !job.isInStep { return "\(job.transfer) should have ended" }
+            if job.ending != nil, !job.isInStep, !job.isMoving { return "\(job.transfer) should have ended" }
         }
-        return nil
+        return auditSwaps()
     }
 }

@@ -21,7 +21,7 @@ extension DecodeWorkerCore {
     /// includes it, behind the fence where pages may still come, else now.
     mutating func drop(_ transfer: TransferID, acknowledge: Bool) {
         guard let job = jobs[transfer] else { return }
-        if job.isInStep {
+        if job.isInStep || job.isMoving {
             var acknowledges = acknowledge
             if case .dropped(true) = job.ending { acknowledges = true }
             jobs[transfer]?.ending = .dropped(acknowledge: acknowledges)
@@ -41,6 +41,8 @@ extension DecodeWorkerCore {
     mutating func forget(_ transfer: TransferID) {
         guard var job = jobs.removeValue(forKey: transfer) else { return }
         job.table.release(in: &pool)
+        for place in job.hostSlots ?? [] { host.release(place) }
+        if !job.isInPool { away.removeAll { $0 == transfer } }
         arrivals.removeAll { $0 == transfer }
         turns.removeAll { $0 == transfer }
         if current[transfer.job] == transfer { current[transfer.job] = nil }
@@ -48,14 +50,22 @@ extension DecodeWorkerCore {
 
     // MARK: Ending
 
-    mutating func finish(_ transfer: TransferID, _ end: StepEnd) -> TokenStep {
+    mutating func finish(_ transfer: TransferID, _ end: StepEnd, for cause: TransferID? = nil) -> TokenStep {
         let offset = jobs[transfer]?.outputTokens ?? 0
         forget(transfer)
-        return TokenStep(transfer: transfer, offset: offset, tokens: [], end: end)
+        return TokenStep(transfer: transfer, offset: offset, tokens: [], end: end, evictedFor: cause)
     }
 
     /// Outside a step.
-    mutating func end(_ transfer: TransferID, _ end: StepEnd) { emit([finish(transfer, end)]) }
+    mutating func end(_ transfer: TransferID, _ end: StepEnd, for cause: TransferID? = nil) {
+        emit([finish(transfer, end, for: cause)])
+    }
+
+    /// Gives the job's memory back for another's sake: it will be computed again.
+    mutating func evict(_ transfer: TransferID, for cause: TransferID) {
+        counters.jobsEvicted &+= 1
+        end(transfer, .evicted, for: cause == transfer ? nil : cause)
+    }
 
     // MARK: Leaving
 
@@ -65,7 +75,7 @@ extension DecodeWorkerCore {
             guard let job = jobs[transfer] else { continue }
             if job.isLanding {
                 fail(transfer, .targetRefused)
-            } else if job.isInStep {
+            } else if job.isInStep || job.isMoving {
                 if job.ending == nil { jobs[transfer]?.ending = .evicted }
             } else {
                 counters.jobsEvicted &+= 1

@@ -5,7 +5,7 @@ import ServingTypes
 /// Pages that come from P: verified one by one, committed together, decoded only then.
 extension DecodeWorkerCore {
     private func landing(of transfer: TransferID, from source: WorkerRef?) -> Landing? {
-        guard let job = jobs[transfer], case .landing(let landing) = job.phase else { return nil }
+        guard case .landing(let landing) = jobs[transfer]?.phase else { return nil }
         if let source, source != landing.source { return nil }
         return landing
     }
@@ -106,7 +106,7 @@ extension DecodeWorkerCore {
 
     /// No progress for a lease: nobody holds the other end any more.
     mutating func expireLeases() {
-        for transfer in arrivals {
+        for transfer in arrivals where jobs[transfer]?.isLanding ?? false {
             guard let landing = landing(of: transfer, from: nil), now >= landing.expires else { continue }
             counters.leasesExpired &+= 1
             fail(transfer, .leaseExpired)

@@ -10,18 +10,23 @@ extension DecodeWorkerCore {
     /// Begins a step unless one is under way, or the coordinator is away and its buffer is full.
     mutating func startStep() {
         guard underWay == nil, bufferedTokens < configuration.bufferedTokensMax else { return }
-        let decoders = chooseDecoders()
+        guard !arrivals.isEmpty else { return }
+        let prefills = waitingPrefills
+        let decoders = chooseDecoders(prefillsWait: !prefills.isEmpty)
         for transfer in decoders { makeRoom(for: transfer) }
         var entries: [StepEntry] = []
         for transfer in decoders {
-            if let job = jobs[transfer] { entries.append(decodeEntry(job)) }
+            guard let entry = jobs.readOptional(transfer, { $0.isRunnable && !$0.lacksRoom ? $0.decodeEntry : nil })
+            else { continue }
+            if jobs.read(transfer, { $0.stalledSince != nil }) ?? false { endStall(transfer) }
+            entries.append(entry)
         }
-        addChunks(to: &entries)
+        addChunks(of: prefills, to: &entries)
         guard !entries.isEmpty else { return }
         for entry in entries {
-            jobs[entry.transfer]?.isInStep = true
             let end = entry.startPosition + entry.tokens.count
-            jobs[entry.transfer]?.table.beginFilling(entry.startPosition..<end, in: &pool)
+            jobs.change(entry.transfer) { $0.isInStep = true }
+            beginFilling(entry.transfer, entry.startPosition..<end)
         }
         underWay = entries.map {
             StepShare(transfer: $0.transfer, tokens: $0.tokens.count, samples: $0.sample != nil)
@@ -30,15 +35,15 @@ extension DecodeWorkerCore {
     }
 
     private var waitingPrefills: [TransferID] {
-        arrivals.filter { jobs[$0].map { $0.isPrefilling && !$0.isPaused } ?? false }
+        arrivals.filter { jobs.read($0) { $0.wantsPrefill } ?? false }
     }
 
     /// Whose turn it is. Where there are more than a step takes, those chosen go to the end; a
     /// waiting prompt keeps one place, so that neither side starves.
-    private mutating func chooseDecoders() -> [TransferID] {
-        let running = turns.filter { jobs[$0].map { !$0.isPaused } ?? false }
+    private mutating func chooseDecoders(prefillsWait: Bool) -> [TransferID] {
+        let running = turns.filter { jobs.read($0) { $0.isRunnable } ?? false }
         let places = max(min(configuration.batchJobsMax, configuration.stepTokensMax), 1)
-        let kept = waitingPrefills.isEmpty || places == 1 ? 0 : 1
+        let kept = prefillsWait && places > 1 ? 1 : 0
         guard running.count > places - kept else { return running }
         let chosen = Array(running.prefix(places - kept))
         let isChosen = Set(chosen)
@@ -46,15 +51,9 @@ extension DecodeWorkerCore {
         return chosen
     }
 
-    private func decodeEntry(_ job: DecodeJob) -> StepEntry {
-        StepEntry(
-            transfer: job.transfer, tokens: Array(job.tokens[job.computed...]), startPosition: job.computed,
-            blockTable: job.table.slots, sample: job.sampleRequest)
-    }
-
-    private func addChunks(to entries: inout [StepEntry]) {
+    private func addChunks(of prefills: [TransferID], to entries: inout [StepEntry]) {
         var budget = max(configuration.stepTokensMax, 1) - entries.count
-        for transfer in waitingPrefills {
+        for transfer in prefills {
             guard budget > 0, entries.count < max(configuration.batchJobsMax, 1) else { return }
             guard let job = jobs[transfer] else { continue }
             let end = min(job.computed + max(min(configuration.prefillChunkTokens, budget), 1), job.tokens.count)
@@ -68,24 +67,37 @@ extension DecodeWorkerCore {
 
     // MARK: Memory
 
-    /// A block for the next token: a free one, a cached one, or one of a job that gives way. Paused
-    /// jobs give way before running ones, younger before older; never without telling.
+    /// A block for the next token: a free one, a cached one, or one of a job that gives way: it is
+    /// written to the host tier, and this job sits an iteration out, or, without such a tier, given
+    /// back. Paused jobs give way before running ones, then the last in order; never without telling.
     private mutating func makeRoom(for transfer: TransferID) {
-        while let job = jobs[transfer] {
-            if jobs[transfer]?.table.grow(toCover: job.tokens.count, in: &pool) ?? true { return }
-            if job.table.slots.count >= configuration.blockCount { return end(transfer, .failed(tooLarge(job))) }
-            evict(victim ?? transfer)
+        while jobs.read(transfer, { $0.lacksRoom }) ?? false {
+            if grow(transfer) { return }
+            if let job = jobs[transfer], job.table.slots.count >= configuration.blockCount {
+                return end(transfer, .failed(tooLarge(job)))
+            }
+            if movesOut > 0 || moves.count >= configuration.movesMax { return stall(transfer) }
+            if let last = lastInOrder(where: { _ in true }), writeOut(last) { return stall(transfer) }
+            evict(victim ?? transfer, for: transfer)
         }
     }
 
-    private var victim: TransferID? {
-        let candidates = arrivals.reversed().filter { jobs[$0].map { !$0.isLanding && $0.ending == nil } ?? false }
-        return candidates.first { jobs[$0]?.isPaused ?? false } ?? candidates.first
+    private mutating func grow(_ transfer: TransferID) -> Bool {
+        withPool { jobs, pool in jobs.change(transfer) { $0.grow(in: &pool) } ?? true }
     }
 
-    private mutating func evict(_ transfer: TransferID) {
-        counters.jobsEvicted &+= 1
-        end(transfer, .evicted)
+    private mutating func beginFilling(_ transfer: TransferID, _ positions: Range<Int>) {
+        withPool { jobs, pool in jobs.read(transfer) { $0.table.beginFilling(positions, in: &pool) } }
+    }
+
+    private var victim: TransferID? {
+        var last: (transfer: TransferID, turn: DecodeJob.Turn)?
+        for transfer in arrivals {
+            guard let turn = jobs.readOptional(transfer, { $0.mayGiveWay ? $0.turn : nil }) else { continue }
+            if let known = last, turn < known.turn { continue }
+            last = (transfer, turn)
+        }
+        return last?.transfer
     }
 
     private func tooLarge(_ job: DecodeJob) -> ServingError {
@@ -117,9 +129,12 @@ extension DecodeWorkerCore {
 
     private mutating func apply(_ outcome: StepOutcome, to share: StepShare) -> TokenStep? {
         let transfer = share.transfer
-        guard let job = jobs[transfer] else { return nil }
-        jobs[transfer]?.isInStep = false
-        switch job.ending {
+        let before = jobs.change(transfer) { job in
+            job.isInStep = false
+            return (ending: job.ending, wasPrefilling: job.isPrefilling, cached: job.cachedTokens)
+        }
+        guard let (ending, prefilled, cached) = before else { return nil }
+        switch ending {
         case .dropped(let acknowledge):
             jobs[transfer]?.ending = nil
             drop(transfer, acknowledge: acknowledge)
@@ -133,18 +148,19 @@ extension DecodeWorkerCore {
         case .extended where !share.samples:
             advance(transfer, by: share.tokens)
             return TokenStep(
-                transfer: transfer, offset: job.outputTokens, tokens: [], prefilledTokens: share.tokens)
+                transfer: transfer, offset: jobs.read(transfer) { $0.outputTokens } ?? 0, tokens: [],
+                prefilledTokens: share.tokens)
         case .sampled(let token) where share.samples:
             advance(transfer, by: share.tokens)
-            if job.isPrefilling {
-                jobs[transfer]?.phase = .decoding
+            if prefilled {
+                jobs.change(transfer) { $0.phase = .decoding }
                 turns.append(transfer)
             }
             counters.tokensDecoded &+= 1
             var step = accept(token, for: transfer)
-            if job.isPrefilling {
+            if prefilled {
                 step.prefilledTokens = share.tokens
-                step.cachedTokens = job.cachedTokens
+                step.cachedTokens = cached
             }
             return step
         case .failed(let error): return finish(transfer, .failed(error))
@@ -153,24 +169,20 @@ extension DecodeWorkerCore {
     }
 
     private mutating func advance(_ transfer: TransferID, by count: Int) {
-        guard let job = jobs[transfer] else { return }
-        if job.isPrefilling { counters.tokensPrefilled &+= UInt64(count) }
-        let computed = job.computed + count
+        if jobs.read(transfer, { $0.isPrefilling }) ?? false { counters.tokensPrefilled &+= UInt64(count) }
         let naming = naming
-        jobs[transfer]?.computed = computed
-        jobs[transfer]?.table.seal(through: computed, of: job.tokens, naming: naming, in: &pool)
+        withPool { jobs, pool in jobs.change(transfer) { $0.advance(by: count, naming: naming, in: &pool) } }
     }
 
     /// Appends a token to its decoding job; the step says whether it was the last.
     mutating func accept(_ token: SampledToken, for transfer: TransferID) -> TokenStep {
-        jobs[transfer]?.tokens.append(token.token)
-        guard let job = jobs[transfer] else { return TokenStep(transfer: transfer, offset: 0, tokens: []) }
-        var step = TokenStep(transfer: transfer, offset: job.outputTokens - 1, tokens: [token])
-        if job.sampling.stopTokens.contains(token.token) {
-            step.end = .finished(.stop)
-        } else if job.outputTokens >= job.sampling.maxTokens || job.tokens.count >= configuration.contextTokensMax {
-            step.end = .finished(.length)
+        let most = configuration.contextTokensMax
+        let accepted = jobs.change(transfer) { job in
+            (offset: job.outputTokens, end: job.accept(token.token, contextTokensMax: most))
         }
+        guard let (offset, reason) = accepted else { return TokenStep(transfer: transfer, offset: 0, tokens: []) }
+        var step = TokenStep(transfer: transfer, offset: offset, tokens: [token])
+        if let reason { step.end = .finished(reason) }
         if step.end != nil {
             counters.jobsFinished &+= 1
             forget(transfer)

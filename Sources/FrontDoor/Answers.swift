@@ -1,13 +1,14 @@
 import BoundedJSON
 import ChatTemplate
 import CoordinatorCore
+import NIOCore
 import ServingTypes
 import Tokenization
 
 /// What each route does once its request is whole.
 extension FrontDoor {
     func answer(_ exchange: Exchange, _ route: Route) {
-        guard route.takesJSON else { return answer(exchange, route, RequestBody()) }
+        guard route.takesJSON, exchange.head.method == "POST" else { return answer(exchange, route, RequestBody()) }
         let body = RequestBody(bytes: exchange.body)
         let limits = configuration.limits
         guard body.bytes.count > limits.inlineBodyBytesMax else {
@@ -48,6 +49,7 @@ extension FrontDoor {
             case .jobEvents(let id): try jobEvents(exchange, id: id)
             case .cluster: exchange.respond(cluster)
             case .drain: try drainWorker(exchange, body.object)
+            case .tenants: try tenants(exchange, body.object)
             case .health, .ready: health(exchange)
             case .live, .ping: exchange.respond(["status": "ok"])
             case .version: exchange.respond(["version": .string(configuration.version)])
@@ -68,11 +70,12 @@ extension FrontDoor {
         let object = body.object
         exchange.adopt(requestID: object["request_id"]?.stringValue)
         let parser = GenerationRequestParser(model: configuration.model, limits: configuration.limits)
-        let request =
+        var request =
             switch kind {
             case .completion: try parser.completion(object)
             case .chat: try parser.chat(object)
             }
+        request.objectives = try Objectives(exchange.head.headers)
         let record = JobRequestRecord(
             kind: kind, model: request.model, created: service.wallClockSeconds,
             digest: Digest.request(kind: kind, body: body.bytes), stopStrings: request.stopStrings,
@@ -280,6 +283,27 @@ extension FrontDoor {
             throw ServingError(.notFound, "There is no worker \(quotedForPeople(name)).", field: "worker")
         }
         exchange.respond(["worker": .string(name), "draining": true], status: 202)
+    }
+
+    /// POST changes one tenant's settings; a member that is null goes back to the default.
+    private func tenants(_ exchange: Exchange, _ object: JSONObject) throws(ServingError) {
+        guard exchange.head.method == "POST" else {
+            let seconds = try number(exchange.head, "window", in: 1...configuration.limits.tenantWindowSecondsMax)
+            return exchange.respond(service.tenants(over: .seconds(Int64(seconds ?? 60))).json)
+        }
+        let change = try TenantChange(object) { service.settings(of: $0) }
+        let waiting = NIOLoopBound((door: self, exchange: exchange), eventLoop: loop)
+        try service.set(change.settings, of: change.tenant) { error in
+            waiting.value.door.changed(change, error, waiting.value.exchange)
+        }
+    }
+
+    private func changed(_ change: TenantChange, _ error: ServingError?, _ exchange: Exchange) {
+        guard !exchange.isDone else { return }
+        if let error { return exchange.respond(ErrorBody(error)) }
+        let report = service.tenants(over: .seconds(60)).tenants.first { $0.tenant == change.tenant }
+        exchange.respond(
+            report?.json ?? ["name": .string(change.tenant.name), "settings": .string(change.settings.text)])
     }
 
     private func health(_ exchange: Exchange) {

@@ -31,6 +31,8 @@ struct ChoiceText {
     private(set) var text = ""
     private(set) var entries: [Entry] = []
     private var scalars = 0
+    /// Tokens of the output, stop tokens not counted, that `take` has not told of.
+    private var newTokens = 0
 
     init(
         tokenizer: Tokenizer, stopTokens: [TokenID], stopStrings: [String], skipsSpecialTokens: Bool = true,
@@ -47,6 +49,7 @@ struct ChoiceText {
         guard !isStopped else { return }
         outputTokens += 1
         guard !stopTokens.contains(sampled.token) else { return }
+        newTokens += 1
         note(sampled)
         let output = matcher.push(detokenizer.push(sampled.token))
         add(output.text)
@@ -60,10 +63,10 @@ struct ChoiceText {
         add(output.text + (output.stop == nil ? matcher.finish() : ""))
     }
 
-    /// What came since the last call.
-    mutating func take() -> (text: String, entries: [Entry]) {
-        defer { (text, entries) = ("", []) }
-        return (text, entries)
+    /// What came since the last call: tokens may come without text, as parts of a character do.
+    mutating func take() -> (text: String, entries: [Entry], tokens: Int) {
+        defer { (text, entries, newTokens) = ("", [], 0) }
+        return (text, entries, newTokens)
     }
 
     private mutating func add(_ piece: String) {

@@ -70,6 +70,8 @@ public struct FrontDoorLimits: Hashable, Sendable {
     /// Text longer than this is tokenised off the event loop.
     public var inlineTextBytesMax = 32 << 10
     public var jobsListedMax = 200
+    /// The longest window that shares are told over.
+    public var tenantWindowSecondsMax = 120
 
     public init() {}
 }

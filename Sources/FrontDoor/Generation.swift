@@ -96,6 +96,10 @@ final class Generation: ExchangeHandler {
     // MARK: Jobs
 
     private func submit(_ plans: [SamplingParameters]) {
+        let sizes = zip(prompts, plans).map { $0.tokens.count + $1.maxTokens }
+        let refusal = door.service.takeQuota(
+            exchange.caller.tenant, jobs: plans.count * request.n, tokens: sizes.reduce(0, +) * request.n)
+        if let refusal { return fail(refusal) }
         for (promptIndex, plan) in plans.enumerated() {
             let pages = door.service.pageIDs(of: prompts[promptIndex].tokens, tenant: pageSpace)
             for copy in 0..<request.n {
@@ -126,7 +130,8 @@ final class Generation: ExchangeHandler {
         door.service.submit(
             JobSubmission(
                 job: job, tenant: exchange.caller.tenant, promptTokens: prompts[promptIndex].tokens, pageIDs: pages,
-                sampling: sampling, priority: request.priority, idempotencyKey: key, pageSpace: pageSpace),
+                sampling: sampling, priority: request.priority, deadline: request.objectives.deadline,
+                idempotencyKey: key, pageSpace: pageSpace, due: request.objectives.firstToken),
             request: record, sink: choice)
     }
 
@@ -154,6 +159,7 @@ final class Generation: ExchangeHandler {
         var headers = HeaderList()
         if !choices.isEmpty { headers.add("x-tandem-job-id", choices.map(\.job.description).joined(separator: ",")) }
         headers.add(contentsOf: Self.ignoredHeader(request.ignoredFields))
+        headers.add(contentsOf: door.service.quota(of: exchange.caller.tenant).headers)
         return headers
     }
 
@@ -181,7 +187,9 @@ final class Generation: ExchangeHandler {
     fileprivate func advance(_ choice: Choice) {
         guard state == .answering, request.stream, !exchange.isFull else { return }
         let part = choice.text.take()
-        if !part.text.isEmpty || !part.entries.isEmpty {
+        // A token without text is an event as well, as vLLM has it: clients time tokens by events.
+        let isSilent = part.tokens > 0 && choice.finishReason == nil
+        if !part.text.isEmpty || !part.entries.isEmpty || isSilent {
             exchange.event(
                 shape.textChunk(
                     index: choice.index, text: part.text, entries: part.entries, usage: runningUsage(choice)))
@@ -269,8 +277,11 @@ final class Generation: ExchangeHandler {
         let billed = choices.contains { $0.text.outputTokens > 0 }
         leaveJobs()
         over()
-        let body = ErrorBody(error, billed: billed)
-        guard exchange.hasResponded else { return exchange.respond(body) }
+        var body = ErrorBody(error, billed: billed)
+        guard exchange.hasResponded else {
+            body.headers.add(contentsOf: door.service.quota(of: exchange.caller.tenant).headers)
+            return exchange.respond(body)
+        }
         exchange.event(JSON.text(body.json))
         exchange.event("[DONE]")
         exchange.finish()

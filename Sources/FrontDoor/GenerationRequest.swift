@@ -22,7 +22,9 @@ struct GenerationRequest: Sendable {
     var continuousUsage = false
     var echo = false
     var skipsSpecialTokens = true
+    /// Inside the tenant, lower first, as in vLLM.
     var priority = 0
+    var objectives = Objectives()
     /// Keeps the prompt's pages from being shared with jobs that have another salt, or none.
     var cacheSalt: String?
     var requestID: String?

@@ -77,7 +77,8 @@ enum JobJSON {
             "prefill": route.prefill.map { .string($0.name) } ?? nil,
             "decode": route.decode.map { .string($0.name) } ?? nil, "attempts": integer(route.attempts),
             "preemptions": integer(route.preemptions), "kv_bytes_moved": integer(route.kvBytesMoved),
-            "blocks_reused": integer(route.blocksReused),
+            "blocks_reused": integer(route.blocksReused), "swaps": integer(route.swaps),
+            "swap_stall_seconds": .number(route.swapStall.seconds),
         ]
     }
 
@@ -111,6 +112,11 @@ enum JobJSON {
                 "committed": integer(load.blocks.committed), "evictable": integer(load.blocks.evictable),
                 "fencing": integer(load.blocks.fencing), "total": integer(load.blocks.total),
             ],
+            "swap": [
+                "free": integer(load.swap.free), "reserved": integer(load.swap.reserved),
+                "held": integer(load.swap.held), "bytes_out": integer(load.swapBytesOut),
+                "bytes_in": integer(load.swapBytesIn), "stall_seconds": .number(load.swapStall.seconds),
+            ],
             "steps_finished": integer(load.stepsFinished), "step_ms": milliseconds(load.stepTime),
             "prefill_tokens_per_second": .number(load.prefillTokensPerSecond),
             "page_bytes_sent": integer(load.pageBytesSent), "page_bytes_received": integer(load.pageBytesReceived),
@@ -140,7 +146,8 @@ enum JobJSON {
             "prompt_tokens": integer(counters.promptTokens), "cached_tokens": integer(counters.cachedTokens),
             "output_tokens": integer(counters.outputTokens),
             "recomputed_tokens": integer(counters.recomputedTokens),
-            "decoded_locally": integer(counters.decodedLocally),
+            "decoded_locally": integer(counters.decodedLocally), "swapped_out": integer(counters.swappedOut),
+            "swapped_back": integer(counters.swappedBack),
         ]
     }
 

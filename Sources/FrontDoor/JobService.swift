@@ -34,6 +34,19 @@ public protocol JobService: AnyObject {
     /// Drains a worker; false where there is none of that name.
     func drain(_ worker: WorkerID, deadline: TimeSpan) -> Bool
 
+    /// Takes a request from the tenant's quotas, or says why it cannot be had. What its jobs do not
+    /// use of the tokens comes back when they end.
+    func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError?
+    func quota(of tenant: TenantID) -> QuotaState
+    /// Shares, counters and latencies of the tenants, over the last `window`.
+    func tenants(over window: TimeSpan) -> TenantTable
+    /// What is set for this tenant alone.
+    func settings(of tenant: TenantID) -> TenantSettings
+    /// In force at once. `done` comes once they are where a restart finds them, where there is a ledger.
+    func set(
+        _ settings: TenantSettings, of tenant: TenantID, done: @escaping @Sendable (ServingError?) -> Void
+    ) throws(ServingError)
+
     /// Whether at least one worker per needed phase serves; else why not, in one sentence.
     var readiness: Readiness { get }
     /// Monotonic, for stamps and deadlines; and what the wall clock says, to show only.

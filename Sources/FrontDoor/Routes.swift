@@ -13,6 +13,7 @@ enum Route: Hashable {
     case jobEvents(String)
     case cluster
     case drain
+    case tenants
     case health
     case live
     case ready
@@ -46,6 +47,7 @@ enum Route: Hashable {
         "/v1/completions": .completions, "/v1/chat/completions": .chat, "/v1/models": .models,
         "/tokenize": .tokenize, "/v1/tokenize": .tokenize, "/detokenize": .detokenize,
         "/v1/detokenize": .detokenize, "/v1/jobs": .jobs, "/admin/cluster": .cluster, "/admin/drain": .drain,
+        "/admin/tenants": .tenants,
         "/health": .health, "/livez": .live, "/live": .live, "/readyz": .ready, "/ready": .ready, "/ping": .ping,
         "/version": .version, "/metrics": .metrics,
     ]
@@ -73,6 +75,7 @@ enum Route: Hashable {
         case .models, .model, .jobs, .jobEvents, .cluster, .version, .metrics: ["GET", "HEAD"]
         case .health, .live, .ready, .ping: ["GET", "HEAD", "POST"]
         case .job: ["GET", "HEAD", "DELETE"]
+        case .tenants: ["GET", "HEAD", "POST"]
         case .absent: nil
         }
     }
@@ -81,7 +84,7 @@ enum Route: Hashable {
     var scope: APIKey.Scope? {
         switch self {
         case .health, .live, .ready: nil
-        case .cluster, .drain: .admin
+        case .cluster, .drain, .tenants: .admin
         case .metrics: .metrics
         case .completions, .chat, .models, .model, .tokenize, .detokenize, .jobs, .job, .jobEvents, .ping, .version,
             .absent:
@@ -92,7 +95,7 @@ enum Route: Hashable {
     /// Whether a JSON body is read.
     var takesJSON: Bool {
         switch self {
-        case .completions, .chat, .tokenize, .detokenize, .drain: true
+        case .completions, .chat, .tokenize, .detokenize, .drain, .tenants: true
         case .models, .model, .jobs, .job, .jobEvents, .cluster, .health, .live, .ready, .ping, .version, .metrics,
             .absent:
             false
@@ -109,7 +112,7 @@ enum Route: Hashable {
         case .detokenize: "detokenize"
         case .jobs, .job: "jobs"
         case .jobEvents: "job_events"
-        case .cluster, .drain: "admin"
+        case .cluster, .drain, .tenants: "admin"
         case .health, .live, .ready, .ping: "health"
         case .version: "version"
         case .metrics: "metrics"

@@ -5,6 +5,8 @@ import Ledger
 import Logging
 import Messages
 import NIOCore
+import Scheduling
+import ServingMetrics
 import ServingTypes
 
 /// Drives the coordinator core: events in, actions out, all on one event loop. It owns no decision;
@@ -16,18 +18,26 @@ public final class CoordinatorHost {
     private let naming: SHA256PageNaming
     private let blockTokens: Int
     private let journal: JobJournal?
+    private var accounts: CoordinatorAccounts
+    /// How long the core took over each event, in seconds.
+    private var decisions = Histogram(edges: [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1])
     private var core: Coordinator
     private var generator = SystemRandomNumberGenerator()
 
     /// Events that arrived while another one was being handled: the core is never re-entered.
-    private var waiting: [CoordinatorEvent] = []
+    private var waiting = EventBacklog<CoordinatorEvent>()
     private var isHandling = false
 
     private var followers: [JobID: JobFollowers] = [:]
     private var requests: [JobID: JobRequestRecord] = [:]
     private var keys = IdempotencyKeys()
     /// Answers given before this process began, for keys that come again.
-    private var pastAnswers: [JobID: (outcome: JobOutcome, tokens: [SampledToken])] = [:]
+    private var pastAnswers = BoundedMemory<JobID, PastAnswer>(capacity: Limits.pastAnswersMax)
+
+    private struct PastAnswer: Sendable {
+        var outcome: JobOutcome
+        var tokens: [SampledToken]
+    }
 
     /// Sends one message to a worker; set by whoever owns the links.
     public var send: (WorkerRef, Message) -> Void = { _, _ in }
@@ -36,17 +46,20 @@ public final class CoordinatorHost {
     public private(set) var isDraining = false
 
     public static let tickEvery = TimeAmount.milliseconds(25)
+    public static let accountEvery = TimeAmount.seconds(1)
 
     public init(
-        loop: any EventLoop, configuration: CoordinatorConfiguration, naming: SHA256PageNaming, journal: JobJournal?,
-        log: Logger
+        loop: any EventLoop, configuration: CoordinatorConfiguration, naming: SHA256PageNaming, files: LedgerFiles?,
+        tenants: [TenantID: TenantSettings] = [:], log: Logger
     ) {
         self.loop = loop
         self.log = log
         self.naming = naming
-        self.journal = journal
+        journal = files?.journal
+        accounts = CoordinatorAccounts(files, settings: tenants)
         blockTokens = configuration.blockTokens
         core = Coordinator(configuration: configuration, naming: naming)
+        for (tenant, weight) in accounts.weights { core.setWeight(weight, of: tenant) }
     }
 
     /// Reads the journal back, then begins to tick. Call before any worker or client is let in.
@@ -56,6 +69,9 @@ public final class CoordinatorHost {
         loop.scheduleRepeatedTask(initialDelay: Self.tickEvery, delay: Self.tickEvery) { _ in
             bound.value.handle(.tick)
         }
+        loop.scheduleRepeatedTask(initialDelay: Self.accountEvery, delay: Self.accountEvery) { _ in
+            bound.value.everySecond()
+        }
     }
 
     public func handle(_ event: CoordinatorEvent) {
@@ -64,9 +80,11 @@ public final class CoordinatorHost {
         guard !isHandling else { return }
         isHandling = true
         defer { isHandling = false }
-        while !waiting.isEmpty {
-            let next = waiting.removeFirst()
-            for action in core.handle(next, at: clock.now) { perform(action) }
+        while let next = waiting.next() {
+            let began = clock.now
+            let actions = core.handle(next, at: began)
+            decisions.observe((clock.now - began).seconds)
+            for action in actions { perform(action) }
         }
     }
 
@@ -74,7 +92,9 @@ public final class CoordinatorHost {
         switch action {
         case .send(let worker, let message): send(worker, message)
         case .closeLink(let worker): closeLink(worker)
-        case .jobAdmitted(let job): followers[job]?.sinks.forEach { $0.admitted(job) }
+        case .jobAdmitted(let job):
+            accounts.admitted(job)
+            followers[job]?.sinks.forEach { $0.admitted(job) }
         case .jobRefused(let job, let error): refuse(job, error)
         case .emit(let job, let offset, let tokens): emit(job, offset, tokens)
         case .jobFinished(let outcome): finish(outcome)
@@ -83,7 +103,9 @@ public final class CoordinatorHost {
         }
     }
 
+    /// The accounts have the tokens before anybody else does.
     private func emit(_ job: JobID, _ offset: Int, _ tokens: [SampledToken]) {
+        accounts.note(job, streamed: offset + tokens.count, core.usage(of: job))
         guard let deliveries = followers[job]?.advance(offset: offset, tokens: tokens) else { return }
         for delivery in deliveries { delivery.sink.tokens(offset: delivery.offset, delivery.tokens) }
     }
@@ -92,6 +114,7 @@ public final class CoordinatorHost {
         let sinks = followers.removeValue(forKey: job)?.sinks ?? []
         requests[job] = nil
         keys.forget(job)
+        accounts.refused(job)
         journal?.withdraw(job)
         for sink in sinks { sink.failed(error) }
     }
@@ -154,18 +177,30 @@ extension CoordinatorHost {
     /// ones answer a repeated key. A job that nobody can ask for any more is dropped.
     private func recover() throws(ServingError) {
         guard let journal else { return }
-        for record in try journal.load() {
+        let records = try journal.load()
+        let open = Set(records.filter { isRunAgain($0) }.map(\.job))
+        let carried = try accounts.recover(
+            into: &core, wallClock: clock.wallClockSeconds, log: log, isRunAgain: open.contains)
+        for record in records {
             do throws(ServingError) {
-                try recover(record)
+                try recover(record, accounted: carried[record.job])
             } catch {
                 log.error("journal entry skipped: \(error.message)", metadata: ["job": "\(record.job)"])
+                accounts.settleLost(record.job, wallClock: clock.wallClockSeconds)
                 journal.withdraw(record.job)
             }
         }
     }
 
-    private func recover(_ record: JournalRecord) throws(ServingError) {
-        let (submission, request, attempt) = try JournalCodec.submission(record)
+    /// Whether somebody may still ask for the job: it has a key, or was to go on by itself.
+    private func isRunAgain(_ record: JournalRecord) -> Bool {
+        guard record.answer == nil else { return false }
+        return record.key != nil || (try? JournalCodec.submission(record).1.detached) == true
+    }
+
+    private func recover(_ record: JournalRecord, accounted: TokenCounts?) throws(ServingError) {
+        var (submission, request, attempt) = try JournalCodec.submission(record)
+        submission.accounted = accounted.map { JobUsage($0) }
         if let answer = record.answer {
             rememberAnswer(
                 record.job,
@@ -175,23 +210,35 @@ extension CoordinatorHost {
                 journal?.withdraw(record.job)
                 return
             }
+            accounts.expect(submission, at: clock.wallClockSeconds)
             handle(.recovered(submission, attempt: attempt))
         }
         requests[record.job] = request
         if let key = record.key { keys.remember(key, of: record.tenant, job: record.job) }
     }
 
+    /// Settles the account and records the answer in one transaction.
     private func settle(_ outcome: JobOutcome) {
-        guard let journal, requests[outcome.job] != nil else { return }
+        accounts.finished(
+            outcome, at: clock.now, wallClock: clock.wallClockSeconds, with: answerWrite(outcome))
+    }
+
+    private func answerWrite(_ outcome: JobOutcome) -> LedgerStore.Write? {
+        guard let journal, let request = requests[outcome.job], request.detached || keys.holds(outcome.job) else {
+            return nil
+        }
         let tokens = core.tokens(of: outcome.job, from: 0) ?? []
         do throws(ServingError) {
             let answer = try JournalCodec.answer(outcome, tokens: tokens)
-            journal.settle(outcome.job, answer: answer, endedAtSeconds: clock.wallClockSeconds)
+            return journal.settling(outcome.job, answer: answer, endedAtSeconds: clock.wallClockSeconds)
         } catch {
             log.error("the journal does not take an answer: \(error.message)", metadata: ["job": "\(outcome.job)"])
             journal.withdraw(outcome.job)
+            return nil
         }
     }
+
+    private func everySecond() { accounts.everySecond(core, at: clock.now) }
 }
 
 // MARK: - Workers
@@ -230,13 +277,21 @@ extension CoordinatorHost: JobService {
 
     public func submit(_ submission: JobSubmission, request: JobRequestRecord, sink: any JobSink) {
         if let key = submission.idempotencyKey, let first = keys.job(of: key, of: submission.tenant) {
-            if isRemembered(first) { return joinOrConflict(first, request, sink) }
+            if isRemembered(first) {
+                accounts.giveBack(submission)
+                return joinOrConflict(first, request, sink)
+            }
             keys.forget(first)
         }
         guard !isDraining else {
             return sink.failed(
                 ServingError(.draining, "the cluster is stopping and takes no new job", retryAfterSeconds: 5))
         }
+        if let refusal = accounts.refusal {
+            accounts.giveBack(submission)
+            return sink.failed(refusal)
+        }
+        accounts.expect(submission, at: clock.wallClockSeconds)
         var listeners = JobFollowers()
         listeners.add(sink, nextOffset: 0)
         followers[submission.job] = listeners
@@ -264,8 +319,7 @@ extension CoordinatorHost: JobService {
     }
 
     private func rememberAnswer(_ job: JobID, _ past: (JobOutcome, [SampledToken])) {
-        if pastAnswers.count >= Limits.pastAnswersMax, let any = pastAnswers.keys.first { pastAnswers[any] = nil }
-        pastAnswers[job] = (outcome: past.0, tokens: past.1)
+        pastAnswers.remember(PastAnswer(outcome: past.0, tokens: past.1), for: job)
     }
 
     private func joinOrConflict(_ first: JobID, _ request: JobRequestRecord, _ sink: any JobSink) {
@@ -344,6 +398,7 @@ extension CoordinatorHost: JobService {
     public func cancel(_ job: JobID) { handle(.cancelled(job, .client)) }
 
     public func stopMatched(_ job: JobID, outputTokens: Int) {
+        accounts.cut(job, outputTokens: outputTokens)
         handle(.stopMatched(job, outputTokens: outputTokens))
     }
 
@@ -380,7 +435,34 @@ extension CoordinatorHost: JobService {
     /// Live jobs, for an orderly end.
     public var liveJobs: Int { core.snapshot().liveJobs }
 
-    public func metricsText(model: String) -> String { core.metricsText(model: model) }
+    public func metricsText(model: String) -> String {
+        var page = MetricsPage()
+        page.histogram(
+            "tandem_coordinator_decision_seconds", "Time of the coordinator's core over one event.", decisions)
+        return core.metricsText(model: model) + accounts.metricsText(core, at: clock.now) + page.text
+    }
+
+    // MARK: Tenants
+
+    public func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError? {
+        accounts.takeQuota(tenant, jobs: jobs, tokens: tokens, live: core.liveJobs(of: tenant), at: clock.now)
+    }
+
+    public func quota(of tenant: TenantID) -> QuotaState { accounts.quota(of: tenant, at: clock.now) }
+
+    public func tenants(over window: TimeSpan) -> TenantTable {
+        accounts.table(core, over: window, at: clock.now)
+    }
+
+    public func settings(of tenant: TenantID) -> TenantSettings { accounts.ownSettings(of: tenant) }
+
+    public func set(
+        _ settings: TenantSettings, of tenant: TenantID, done: @escaping @Sendable (ServingError?) -> Void
+    ) throws(ServingError) {
+        try accounts.set(settings, of: tenant) { [loop] error in loop.execute { done(error) } }
+        if tenant != TenantSettings.everybody { core.setWeight(settings.weight ?? 1, of: tenant) }
+        handle(.tick)
+    }
 
     public func beginDraining() { isDraining = true }
 }

@@ -149,7 +149,7 @@ final class LinkAdmission: Sendable {
             guard let digest = state.digest, digest != hello.compatibility else { return .accepted }
             return .refused(
                 "compatibility: \(hello.sender.id) has digest \(hello.compatibility), the cluster has \(digest): "
-                    + "model, --kv-type, --block-tokens or kernels differ")
+                    + "model, --kv-type, --block-tokens, --quantize or kernels differ")
         }
     }
 

@@ -14,7 +14,7 @@ import ServingTypes
 
 /// Flags of `tandem-coordinator`.
 public struct CoordinatorFlags: ParsableArguments, Sendable {
-    @Option(help: "Hugging Face model folder: tokenizer, chat template and limits are read, weights are not.")
+    @Option(help: "Hugging Face model folder or GGUF file: tokenizer, chat template and limits are read, weights are not.")
     public var model: String
 
     @Option(help: "Name that clients use for the model (default: the folder's name).")
@@ -38,8 +38,15 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
     @Option(help: "SQLite file of admitted jobs; without it a restart forgets them.")
     public var journal: String?
 
-    @Option(help: "Scheduling policy: fcfs, mlfq, vtc, fair, fair-mlfq.")
+    @Option(help: "Scheduling policy: \(PolicyConfiguration.names.joined(separator: ", ")).")
     public var policy: String = "fair-mlfq"
+
+    @Option(
+        help: """
+            Weights and quotas, e.g. "acme:weight=4,requests-per-minute=60;*:tokens-per-minute=10000,concurrent-jobs=8"; \
+            * stands for tenants without quotas of their own.
+            """)
+    public var tenants: String = ""
 
     @Option(help: "How pages travel: direct, relay, auto.")
     public var kvPath: String = "auto"
@@ -81,9 +88,10 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
 
     func configuration() throws(ServingError) -> CoordinatorConfiguration {
         var configuration = CoordinatorConfiguration()
-        guard let policy = PolicyConfiguration(named: policy) else {
+        guard let policy = PolicyConfiguration(named: policy), !policy.isClairvoyant else {
             throw ServingError(
-                .invalidValue, "policy: \(policy) is not one of fcfs, mlfq, vtc, fair, fair-mlfq", field: "policy",
+                .invalidValue,
+                "policy: \(policy) is not one of \(PolicyConfiguration.names.joined(separator: ", "))", field: "policy",
                 blast: .process)
         }
         guard let path = KVPath(rawValue: kvPath) else {
@@ -134,21 +142,22 @@ struct CoordinatorProcess: Sendable {
     let links: NIOLoopBound<CoordinatorLinks>
     let door: NIOLoopBound<FrontDoor>
     let relay: RelayServer
-    let journal: JobJournal?
+    let files: LedgerFiles?
 
     static func start(_ flags: CoordinatorFlags, loop: any EventLoop, log: Logger) async throws -> CoordinatorProcess {
         let folder = try ModelFolder(path: flags.model)
         let configuration = try flags.configuration()
         let base = ClusterDigest.base(
             model: folder.digest, kvType: flags.kvType, blockTokens: flags.blockTokens)
-        let journal = try flags.journal.map { path throws(ServingError) in try JobJournal(path: path) }
+        let files = try flags.journal.map { path throws(ServingError) in try LedgerFiles(path: path) }
+        let tenants = try TenantSettings.table(flags.tenants)
         let doorConfiguration = try DoorSetup.configuration(flags, folder)
         let own = WorkerRef(id: WorkerID("coordinator"), epoch: Epoch(.random(in: 1 ... .max)))
 
         let host = try await loop.submit {
             let host = CoordinatorHost(
                 loop: loop, configuration: configuration, naming: SHA256PageNaming(compatibility: base),
-                journal: journal, log: log)
+                files: files, tenants: tenants, log: log)
             try host.start()
             return NIOLoopBound(host, eventLoop: loop)
         }.get()
@@ -169,7 +178,7 @@ struct CoordinatorProcess: Sendable {
                 "http": "\(flags.host):\(port)", "control": "\(controlPort)", "relay": "\(relayPort)",
                 "model": "\(doorConfiguration.model.name)", "policy": "\(flags.policy)",
             ])
-        return CoordinatorProcess(loop: loop, host: host, links: links, door: door, relay: relay, journal: journal)
+        return CoordinatorProcess(loop: loop, host: host, links: links, door: door, relay: relay, files: files)
     }
 
     private static func openDoor(
@@ -211,7 +220,7 @@ struct CoordinatorProcess: Sendable {
             group.cancelAll()
         }
         sources.forEach { $0.cancel() }
-        journal?.flush()
+        files?.store.flush()
         log.info("stopped")
     }
 

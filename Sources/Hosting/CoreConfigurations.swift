@@ -18,6 +18,8 @@ extension DecodeConfiguration {
         configuration.stepTokensMax = flags.stepTokens
         configuration.prefillChunkTokens = flags.chunkTokens
         configuration.contextTokensMax = model.contextTokensMax
+        configuration.swapPages = min(flags.swapBytes / max(model.store.layout.pageBytes, 1), Int(UInt32.max) - 1)
+        configuration.reservesWholeJobs = flags.reserveWholeJobs
         return configuration
     }
 }

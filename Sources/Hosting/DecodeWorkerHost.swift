@@ -9,15 +9,17 @@ import ServingTypes
 public final class DecodeWorkerHost {
     private let driver: WorkerDriver
     private let receiver: PageReceiverServer
+    private let swap: SwapThread?
     private var core: DecodeWorkerCore
-    private var waiting: [DecodeEvent] = []
+    private var waiting = EventBacklog<DecodeEvent>()
     private var isHandling = false
     /// Whether the coordinator can be told anything.
     private var isLinked = false
 
-    private init(driver: WorkerDriver, receiver: PageReceiverServer, core: DecodeWorkerCore) {
+    private init(driver: WorkerDriver, receiver: PageReceiverServer, swap: SwapThread?, core: DecodeWorkerCore) {
         self.driver = driver
         self.receiver = receiver
+        self.swap = swap
         self.core = core
     }
 
@@ -34,12 +36,12 @@ public final class DecodeWorkerHost {
             onEvent: { event in mailbox.post { $0.receive(event) } })
         let port = try receiver.start()
         let advertised = try flags.advertise.map { text throws(ServingError) in try HostPort(text, field: "advertise") }
-        let core = DecodeWorkerCore(
-            configuration: .live(
-                flags, own: driver.own, role: role, model: model,
-                dataEndpoint: advertised ?? HostPort(host: flags.dataHost, port: UInt16(clamping: port))),
-            naming: model.naming)
-        let host = DecodeWorkerHost(driver: driver, receiver: receiver, core: core)
+        let configuration = DecodeConfiguration.live(
+            flags, own: driver.own, role: role, model: model,
+            dataEndpoint: advertised ?? HostPort(host: flags.dataHost, port: UInt16(clamping: port)))
+        let host = DecodeWorkerHost(
+            driver: driver, receiver: receiver, swap: try hostTier(flags, configuration, model),
+            core: DecodeWorkerCore(configuration: configuration, naming: model.naming))
         let bound = NIOLoopBound(host, eventLoop: loop)
         mailbox.open(bound)
         driver.start(
@@ -47,6 +49,16 @@ public final class DecodeWorkerHost {
             onEvent: { bound.value.control($0) }, onTick: { bound.value.handle(.tick) })
         log.info("ready for pages on \(flags.dataHost):\(port)", metadata: ["worker": "\(driver.own)"])
         return bound
+    }
+
+    private static func hostTier(_ flags: WorkerFlags, _ configuration: DecodeConfiguration, _ model: WorkerModel)
+        throws -> SwapThread?
+    {
+        guard configuration.swapPages > 0 else { return nil }
+        let file = try SwapFile(
+            directory: flags.swapDir, worker: configuration.own.id, pages: configuration.swapPages,
+            memory: model.store)
+        return SwapThread(file: file, movesMax: configuration.movesMax)
     }
 
     private static func judge(_ hello: Hello, _ own: CompatibilityDigest) -> HelloAck.Verdict {
@@ -108,8 +120,8 @@ public final class DecodeWorkerHost {
         guard !isHandling else { return }
         isHandling = true
         defer { isHandling = false }
-        while !waiting.isEmpty {
-            for action in core.handle(waiting.removeFirst(), at: driver.clock.now) { perform(action) }
+        while let next = waiting.next() {
+            for action in core.handle(next, at: driver.clock.now) { perform(action) }
         }
     }
 
@@ -122,7 +134,21 @@ public final class DecodeWorkerHost {
                 transfer, source: source, pages: slots.map { LandingPage(block: $0.block, slot: $0.slot) })
         case .closeLanding(let transfer): receiver.closeLanding(transfer)
         case .runStep(let batch): run(batch)
+        case .swapOut(let order): move(order, isOut: true)
+        case .swapIn(let order): move(order, isOut: false)
         case .exitAfterDrain: driver.exitSoon()
+        }
+    }
+
+    private func move(_ order: SwapOrder, isOut: Bool) {
+        let bound = NIOLoopBound(self, eventLoop: driver.loop)
+        let (loop, log) = (driver.loop, driver.log)
+        swap?.move(order, isOut: isOut) { outcome in
+            if let error = outcome.error { log.warning("\(error.message)", metadata: ["job": "\(order.transfer)"]) }
+            loop.execute {
+                bound.value.handle(
+                    isOut ? .swappedOut(ticket: order.ticket, outcome) : .swappedIn(ticket: order.ticket, outcome))
+            }
         }
     }
 

@@ -47,7 +47,7 @@ struct LineLogHandler: LogHandler {
     private func jsonLine(_ level: Logger.Level, _ message: String, _ fields: [(key: String, value: String)]) -> String
     {
         var members: [(String, JSONValue)] = [
-            ("time", .string(Date().ISO8601Format(.iso8601.time(includingFractionalSeconds: true)))),
+            ("time", .string(Date().ISO8601Format(Date.ISO8601FormatStyle(includingFractionalSeconds: true)))),
             ("level", .string(level.rawValue)), ("program", .string(program)), ("message", .string(message)),
         ]
         members += fields.map { ($0.key, .string($0.value)) }

@@ -10,7 +10,7 @@ public final class PrefillWorkerHost {
     private let driver: WorkerDriver
     private let relay: HostPort?
     private var core: PrefillWorkerCore
-    private var waiting: [PrefillEvent] = []
+    private var waiting = EventBacklog<PrefillEvent>()
     private var isHandling = false
     /// Whether the coordinator can be told anything.
     private var isLinked = false
@@ -74,8 +74,8 @@ public final class PrefillWorkerHost {
         guard !isHandling else { return }
         isHandling = true
         defer { isHandling = false }
-        while !waiting.isEmpty {
-            for action in core.handle(waiting.removeFirst(), at: driver.clock.now) { perform(action) }
+        while let next = waiting.next() {
+            for action in core.handle(next, at: driver.clock.now) { perform(action) }
         }
     }
 

@@ -9,7 +9,7 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     @Option(help: "This worker's name, stable over restarts.")
     public var name: String
 
-    @Option(help: "Hugging Face model folder.")
+    @Option(help: "Hugging Face model folder or GGUF file.")
     public var model: String
 
     @Option(help: "host:port of the coordinator's control listener.")
@@ -27,8 +27,11 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     @Option(help: "host:port that other workers are told to push pages to (default: what is listened on).")
     public var advertise: String?
 
-    @Option(help: "Element type of cached keys and values: f32, f16, bf16.")
+    @Option(help: "Element type of cached keys and values: f32, f16, bf16, int8.")
     public var kvType: String = "bf16"
+
+    @Option(help: "Quantise 16- and 32-bit matrices while the model is loaded: none, q8_0, q4_0.")
+    public var quantize: String = "none"
 
     @Option(help: "Tokens per block.")
     public var blockTokens: Int = 16
@@ -36,8 +39,20 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     @Option(help: "Blocks in the pool; 0 sizes it by the model's context and the memory.")
     public var blocks: Int = 0
 
+    @Option(help: "Bytes of the host tier, where pages of jobs that wait lie outside the pool; 0: none.")
+    public var swapBytes: Int = 0
+
+    @Option(help: "Folder for the host tier's file.")
+    public var swapDir: String = NSTemporaryDirectory()
+
+    @Flag(help: "Take a job only with room for all the tokens that it may need, so that none has to give way.")
+    public var reserveWholeJobs = false
+
     @Option(help: "Compute threads.")
     public var threads: Int = 1
+
+    @Option(help: "Cores to pin the compute threads to, such as 0,1: thread i to core i; none by default.")
+    public var pinCores: String = ""
 
     @Option(help: "Jobs in one decode step at most.")
     public var batchJobs: Int = 32
@@ -59,6 +74,8 @@ public struct WorkerFlags: ParsableArguments, Sendable {
 
     public init() {}
 
+    static let swapBytesMax = 1 << 44
+
     public var level: Logger.Level { Logger.Level(rawValue: logLevel) ?? .info }
 
     public func validate() throws {
@@ -68,6 +85,9 @@ public struct WorkerFlags: ParsableArguments, Sendable {
             ("chunk-tokens", chunkTokens, 1...65_536),
         ] where !range.contains(value) {
             throw ValidationError("--\(flag): \(value) is outside \(range.lowerBound) to \(range.upperBound)")
+        }
+        guard (0...Self.swapBytesMax).contains(swapBytes) else {
+            throw ValidationError("--swap-bytes: \(swapBytes) is outside 0 to \(Self.swapBytesMax)")
         }
         guard stepTokens >= batchJobs else {
             throw ValidationError("--step-tokens: \(stepTokens) is less than --batch-jobs \(batchJobs)")

@@ -28,7 +28,9 @@ public struct WorkerModel: Sendable {
         let progress = LoadReporter(log: log)
         var options = EngineOptions()
         options.threads = flags.threads
+        options.pinnedCores = try cores(flags.pinCores)
         options.kernels = try kernels(flags.kernels)
+        options.quantise = try quantised(flags.quantize)
         options.progress = { loaded, total in progress.report(loaded, total) }
         try folder.weights.load { loaded, total in progress.report(loaded, total) }
         let engine = try CPUEngine(spec: folder.spec, weights: folder.weights, store: store, options: options)
@@ -40,14 +42,43 @@ public struct WorkerModel: Sendable {
     }
 
     private static func pageLayout(_ spec: ModelSpec, _ flags: WorkerFlags) throws(ServingError) -> KVStore.Layout {
-        guard let type = ElementType(rawValue: flags.kvType) else {
+        guard let type = KVElementType(rawValue: flags.kvType) else {
             throw ServingError(
-                .invalidValue, "kv-type: \(flags.kvType) is not one of f32, f16, bf16", field: "kv-type",
+                .invalidValue, "kv-type: \(flags.kvType) is not one of \(KVElementType.names)", field: "kv-type",
                 blast: .process)
         }
         return KVStore.Layout(
             blockTokens: flags.blockTokens, layerCount: spec.layerCount, kvHeadCount: spec.kvHeadCount,
             headDim: spec.headDim, elementType: type)
+    }
+
+    /// Numbers of cores, separated by commas; none for an empty text.
+    static func cores(_ text: String) throws(ServingError) -> [Int] {
+        var cores: [Int] = []
+        guard !text.isEmpty else { return cores }
+        for part in text.split(separator: ",", omittingEmptySubsequences: false) {
+            guard let core = Int(part), (0...1023).contains(core) else {
+                throw ServingError(
+                    .invalidValue, "pin-cores: \(part) is not the number of a core, 0 to 1023", field: "pin-cores",
+                    blast: .process)
+            }
+            cores.append(core)
+        }
+        return cores
+    }
+
+    /// Only formats that are written can be asked for. The engine's variant names what came of it, so
+    /// workers with different weights have different digests.
+    static func quantised(_ name: String) throws(ServingError) -> BlockFormat? {
+        if name == "none" { return nil }
+        let formats = BlockFormat.allCases.filter(\.canQuantise)
+        guard let format = formats.first(where: { $0.rawValue.lowercased() == name }) else {
+            let names = ["none"] + formats.map { $0.rawValue.lowercased() }
+            throw ServingError(
+                .invalidValue, "quantize: \(name) is not one of \(names.joined(separator: ", "))", field: "quantize",
+                blast: .process)
+        }
+        return format
     }
 
     private static func kernels(_ name: String) throws(ServingError) -> KernelVariant? {

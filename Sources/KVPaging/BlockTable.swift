@@ -24,6 +24,15 @@ public struct BlockTable: Sendable {
         name(through: tokens.count / blockTokens, of: tokens, naming)
     }
 
+    /// An empty table of nobody's, for places that are free.
+    public static let vacant = BlockTable()
+
+    private init() {
+        blockTokens = 1
+        names = []
+        root = PageID(0, 0, 0, 0)
+    }
+
     public var capacityTokens: Int { slots.count * blockTokens }
 
     /// Blocks that hold this many positions.
@@ -94,6 +103,13 @@ public struct BlockTable: Sendable {
             sealed += 1
         }
         if sealed * blockTokens < computed { pool.commit(slots[sealed], as: nil) }
+    }
+
+    /// Blocks of `computed` positions came back from the host tier: those behind the ones that the
+    /// cache still had, each written whole.
+    public mutating func commitReturned(through computed: Int, in pool: inout BlockPool) {
+        for block in sealed..<Self.blocks(for: computed, blockTokens: blockTokens) { pool.verify(slots[block]) }
+        commitReceived(through: computed, in: &pool)
     }
 
     // MARK: Giving back

@@ -56,9 +56,14 @@ public struct WorkerMembership: Sendable {
         if ack.heartbeatEvery > .zero { heartbeatEvery = ack.heartbeatEvery }
     }
 
+    /// Whether `heartbeat` would say something: worth asking before a load is summed up.
+    public func owesHeartbeat(at now: Instant) -> Bool {
+        isUp && lastBeat.map { now - $0 >= heartbeatEvery } ?? true
+    }
+
     /// The heartbeat that is due, if one is.
     public mutating func heartbeat(at now: Instant, load: LoadReport) -> Message? {
-        guard isUp, lastBeat.map({ now - $0 >= heartbeatEvery }) ?? true else { return nil }
+        guard owesHeartbeat(at: now) else { return nil }
         lastBeat = now
         return .heartbeat(Heartbeat(load: load))
     }

@@ -57,28 +57,3 @@ extension JournalRecord {
         }
     }
 }
-
-enum JournalSchema {
-    static var migrator: DatabaseMigrator {
-        var migrator = DatabaseMigrator()
-        migrator.registerMigration("1: jobs") { db in
-            try db.execute(
-                sql: """
-                    CREATE TABLE job (
-                        number INTEGER PRIMARY KEY AUTOINCREMENT,
-                        id TEXT NOT NULL UNIQUE,
-                        tenant TEXT NOT NULL,
-                        key TEXT,
-                        submission BLOB NOT NULL,
-                        request TEXT NOT NULL,
-                        answer BLOB,
-                        ending TEXT,
-                        ended INTEGER,
-                        UNIQUE (tenant, key)
-                    );
-                    CREATE INDEX job_ended ON job (ended);
-                    """)
-        }
-        return migrator
-    }
-}

@@ -14,13 +14,19 @@ public struct ClusterPlan: Sendable {
     public var policy: String
     public var kvPath: String
     public var kvType: String
+    /// What 16- and 32-bit matrices become while workers load them: none, q8_0, q4_0.
+    public var quantize: String
     public var blockTokens: Int
     /// Per worker; 0 lets the worker choose by memory.
     public var blocks: Int
     public var threadsPerWorker: Int
     public var batchJobsMax: Int
+    /// Of each decoding worker's host tier, which lies under the state directory; 0: none.
+    public var swapBytes: Int
     public var localPrefillTokens: Int
     public var apiKeysFile: String?
+    /// Weights and quotas of tenants, as the coordinator reads them.
+    public var tenants: String?
     public var tlsCertificate: String?
     public var tlsKey: String?
     public var logLevel: String
@@ -30,9 +36,11 @@ public struct ClusterPlan: Sendable {
     public init(
         programs: String, modelPath: String, modelName: String? = nil, host: String = "127.0.0.1",
         httpPort: UInt16, controlPort: UInt16, relayPort: UInt16, workers: WorkerCounts, policy: String = "fair-mlfq",
-        kvPath: String = "auto", kvType: String = "bf16", blockTokens: Int = 16, blocks: Int = 0,
-        threadsPerWorker: Int = 1, batchJobsMax: Int = 32, localPrefillTokens: Int = 64, apiKeysFile: String? = nil,
-        tlsCertificate: String? = nil, tlsKey: String? = nil, logLevel: String = "info",
+        kvPath: String = "auto", kvType: String = "bf16", quantize: String = "none",
+        blockTokens: Int = 16, blocks: Int = 0,
+        threadsPerWorker: Int = 1, batchJobsMax: Int = 32, swapBytes: Int = 0, localPrefillTokens: Int = 64,
+        apiKeysFile: String? = nil,
+        tenants: String? = nil, tlsCertificate: String? = nil, tlsKey: String? = nil, logLevel: String = "info",
         extraArguments: [String: [String]] = [:]
     ) {
         self.programs = programs
@@ -46,12 +54,15 @@ public struct ClusterPlan: Sendable {
         self.policy = policy
         self.kvPath = kvPath
         self.kvType = kvType
+        self.quantize = quantize
         self.blockTokens = blockTokens
         self.blocks = blocks
         self.threadsPerWorker = threadsPerWorker
         self.batchJobsMax = batchJobsMax
+        self.swapBytes = swapBytes
         self.localPrefillTokens = localPrefillTokens
         self.apiKeysFile = apiKeysFile
+        self.tenants = tenants
         self.tlsCertificate = tlsCertificate
         self.tlsKey = tlsKey
         self.logLevel = logLevel
@@ -66,9 +77,17 @@ public struct ClusterPlan: Sendable {
         switch name.kind {
         case .coordinator: return ("\(programs)/tandem-coordinator", coordinatorArguments(state) + extra)
         case .prefill: return ("\(programs)/tandem-prefill", workerArguments(name) + extra)
-        case .decode: return ("\(programs)/tandem-decode", workerArguments(name) + extra)
-        case .mixed: return ("\(programs)/tandem-decode", ["--role", "mixed"] + workerArguments(name) + extra)
+        case .decode: return ("\(programs)/tandem-decode", workerArguments(name) + swapArguments(state) + extra)
+        case .mixed:
+            return (
+                "\(programs)/tandem-decode",
+                ["--role", "mixed"] + workerArguments(name) + swapArguments(state) + extra
+            )
         }
+    }
+
+    private func swapArguments(_ state: StateDirectory) -> [String] {
+        swapBytes > 0 ? ["--swap-bytes", "\(swapBytes)", "--swap-dir", "\(state.path)/swap"] : []
     }
 
     private func coordinatorArguments(_ state: StateDirectory) -> [String] {
@@ -80,6 +99,7 @@ public struct ClusterPlan: Sendable {
         ]
         if let modelName { arguments += ["--model-name", modelName] }
         if let apiKeysFile { arguments += ["--api-keys", apiKeysFile] }
+        if let tenants { arguments += ["--tenants", tenants] }
         if let tlsCertificate, let tlsKey { arguments += ["--tls-certificate", tlsCertificate, "--tls-key", tlsKey] }
         return arguments
     }
@@ -87,7 +107,8 @@ public struct ClusterPlan: Sendable {
     private func workerArguments(_ name: ProcessName) -> [String] {
         [
             "--supervised", "--name", "\(name)", "--model", modelPath, "--coordinator", "127.0.0.1:\(controlPort)",
-            "--relay", "127.0.0.1:\(relayPort)", "--kv-type", kvType, "--block-tokens", "\(blockTokens)", "--blocks",
+            "--relay", "127.0.0.1:\(relayPort)", "--kv-type", kvType, "--quantize", quantize, "--block-tokens",
+            "\(blockTokens)", "--blocks",
             "\(blocks)", "--threads", "\(threadsPerWorker)", "--batch-jobs", "\(batchJobsMax)", "--log-level", logLevel,
         ]
     }

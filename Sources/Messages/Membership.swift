@@ -83,10 +83,15 @@ public struct Register: Hashable, Sendable {
     public var processID: Int32
     /// Transfers this process still holds, for a coordinator that restarted.
     public var held: [TransferID]
+    /// Pages of its host tier, where jobs that wait can lie; 0: it has none.
+    public var swapPages: Int
+    /// Whether it takes a job only with room for all that the job may ever need.
+    public var reservesWholeJobs: Bool
 
     public init(
         role: WorkerRole, dataHost: String, dataPort: UInt16, blockTokens: Int, blockCount: Int, pageBytes: Int,
-        batchJobsMax: Int, stepTokensMax: Int, processID: Int32, held: [TransferID]
+        batchJobsMax: Int, stepTokensMax: Int, processID: Int32, held: [TransferID], swapPages: Int = 0,
+        reservesWholeJobs: Bool = false
     ) {
         self.role = role
         self.dataHost = dataHost
@@ -98,6 +103,8 @@ public struct Register: Hashable, Sendable {
         self.stepTokensMax = stepTokensMax
         self.processID = processID
         self.held = held
+        self.swapPages = swapPages
+        self.reservesWholeJobs = reservesWholeJobs
     }
 }
 
@@ -134,8 +141,27 @@ public struct LoadReport: Hashable, Sendable {
     public var pageBytesSent: UInt64 = 0
     public var pageBytesReceived: UInt64 = 0
     public var staleMessagesDropped: UInt64 = 0
+    /// The host tier, and what has passed between it and the pool since the process began.
+    public var swap = SwapCounts()
+    public var swapBytesOut: UInt64 = 0
+    public var swapBytesIn: UInt64 = 0
+    /// Time that jobs could have run and did not, for lack of their memory; summed over jobs.
+    public var swapStall: TimeSpan = .zero
 
     public init() {}
+}
+
+/// Pages of a host tier by state; the sum is its budget.
+public struct SwapCounts: Hashable, Sendable {
+    public var free: Int = 0
+    /// Being written.
+    public var reserved: Int = 0
+    /// Written, and to be read again.
+    public var held: Int = 0
+
+    public init() {}
+
+    public var total: Int { free + reserved + held }
 }
 
 /// Blocks of a pool by state; the sum is the pool (invariant I3).

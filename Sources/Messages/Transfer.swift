@@ -114,10 +114,15 @@ public struct TransferReply: Hashable, Sendable {
 public struct SetRunning: Hashable, Sendable {
     public var run: [TransferID]
     public var pause: [TransferID]
+    /// Everybody who decodes there, whom memory is due to first: those that run, most urgent first,
+    /// then those that wait, by when each is likely to run next. Where memory is short the worker
+    /// writes out from the end and fetches back from the beginning. Empty: the last one holds.
+    public var order: [TransferID]
 
-    public init(run: [TransferID], pause: [TransferID]) {
+    public init(run: [TransferID], pause: [TransferID], order: [TransferID] = []) {
         self.run = run
         self.pause = pause
+        self.order = order
     }
 }
 
@@ -146,10 +151,15 @@ public struct TokenStep: Hashable, Sendable {
     public var prefilledTokens: Int
     /// Prompt tokens found in this worker's prefix cache, reported once with the first token.
     public var cachedTokens: Int
+    /// The job's pages left for the host tier, though it should run, or came back; such a step brings
+    /// nothing else.
+    public var swap: SwapNotice?
+    /// With `.evicted`: the job for whose sake memory was taken, who pays for doing the work again.
+    public var evictedFor: TransferID?
 
     public init(
         transfer: TransferID, offset: Int, tokens: [SampledToken], end: StepEnd? = nil, prefilledTokens: Int = 0,
-        cachedTokens: Int = 0
+        cachedTokens: Int = 0, swap: SwapNotice? = nil, evictedFor: TransferID? = nil
     ) {
         self.transfer = transfer
         self.offset = offset
@@ -157,7 +167,17 @@ public struct TokenStep: Hashable, Sendable {
         self.end = end
         self.prefilledTokens = prefilledTokens
         self.cachedTokens = cachedTokens
+        self.swap = swap
+        self.evictedFor = evictedFor
     }
+}
+
+/// What became of a job's pages while it was decoding.
+public enum SwapNotice: Hashable, Sendable {
+    /// They are on their way to the host tier: no token will come until they are back.
+    case left
+    /// They are back; the job could have run for `stall` and did not.
+    case back(stall: TimeSpan)
 }
 
 /// How a job's run on a worker ended.

@@ -41,10 +41,25 @@ public enum GGUFExport {
         public var largestError: Double
     }
 
+    /// Tensors that do the same work in different layers, together.
+    public struct TensorClass: Hashable, Sendable {
+        /// GGUF's name without the layer: `ffn_down.weight`.
+        public var name: String
+        public var tensorCount = 0
+        /// As the file has them, sorted.
+        public var types: [String] = []
+        public var byteCount = 0
+        /// Root of the mean squared error over that of the mean squared value; 0 for zeros.
+        public var relativeError = 0.0
+        public var largestError = 0.0
+    }
+
     /// What was written.
     public struct Report: Hashable, Sendable {
         /// In the file's order.
         public var tensors: [TensorError] = []
+        /// In the order of the first of each in the file.
+        public var classes: [TensorClass] = []
         /// Of all matrices together.
         public var relativeError = 0.0
         public var bytesWritten = 0
@@ -77,22 +92,51 @@ public enum GGUFExport {
         let output = try OutputFile(path: file)
         var report = Report()
         report.bytesWritten = try writeHeader(metadata, plans, output)
-        var all = tk_rounding_error()
+        var (all, classes) = (tk_rounding_error(), ClassErrors())
         for (done, plan) in plans.enumerated() {
             let error = try write(plan, output, &report.bytesWritten)
             report.tensors.append(
                 TensorError(
                     name: plan.name, type: plan.type.name, relativeError: relative(error),
                     largestError: error.largest_error))
-            if plan.shape.count > 1 {
-                all.squared_error += error.squared_error
-                all.squared_value += error.squared_value
-            }
+            if plan.shape.count > 1 { merge(error, into: &all) }
+            classes.add(plan, error)
             progress?(done + 1, plans.count)
         }
         report.relativeError = relative(all)
+        report.classes = classes.list
         try output.finish()
         return report
+    }
+
+    private static func merge(_ error: tk_rounding_error, into sum: inout tk_rounding_error) {
+        sum.squared_error += error.squared_error
+        sum.squared_value += error.squared_value
+        sum.largest_error = max(sum.largest_error, error.largest_error)
+    }
+
+    /// Errors by the work that tensors do.
+    private struct ClassErrors {
+        private var places: [String: Int] = [:]
+        private var sums: [tk_rounding_error] = []
+        private(set) var list: [TensorClass] = []
+
+        mutating func add(_ plan: Plan, _ error: tk_rounding_error) {
+            let parts = plan.name.split(separator: ".")
+            let name = parts.first == "blk" ? parts.dropFirst(2).joined(separator: ".") : plan.name
+            let place = places[name] ?? list.count
+            if place == list.count {
+                places[name] = place
+                list.append(TensorClass(name: name))
+                sums.append(tk_rounding_error())
+            }
+            merge(error, into: &sums[place])
+            list[place].tensorCount += 1
+            list[place].byteCount += plan.byteCount
+            list[place].types = Set(list[place].types + [plan.type.name]).sorted()
+            list[place].relativeError = relative(sums[place])
+            list[place].largestError = sums[place].largest_error
+        }
     }
 
     private static func relative(_ error: tk_rounding_error) -> Double {
@@ -174,24 +218,22 @@ public enum GGUFExport {
 
     private static func padded(_ count: Int) -> Int { (count + 31) & ~31 }
 
+    /// Rows go in slices, each widened, packed and measured at once.
     private static func write(
         _ plan: Plan, _ output: OutputFile, _ bytesWritten: inout Int
     ) throws(ServingError) -> tk_rounding_error {
         let columns = plan.interleavedHeadDim != nil && plan.shape.count == 1 ? 1 : plan.shape.last ?? 1
         let rows = plan.shape.reduce(1, *) / columns
+        let rowsPerSlice = max(1, sliceBytes / (columns * 4))
         var error = tk_rounding_error()
-        var buffer: [UInt8] = []
-        var exact = [Float](repeating: 0, count: columns)
-        for row in 0..<rows {
-            read(plan, row: sourceRow(row, plan.interleavedHeadDim), &exact)
+        for first in stride(from: 0, to: rows, by: rowsPerSlice) {
+            let slice = first..<min(rows, first + rowsPerSlice)
+            let exact = values(plan, rows: slice, columns: columns)
             let (packed, rounded) = pack(exact, plan.type)
-            tk_add_rounding_error(&error, exact, rounded, columns)
-            buffer += packed
-            guard buffer.count >= sliceBytes else { continue }
-            try output.write(buffer)
-            buffer.removeAll(keepingCapacity: true)
+            tk_add_rounding_error(&error, exact, rounded, exact.count)
+            try output.write(packed)
         }
-        try output.write(buffer + [UInt8](repeating: 0, count: padded(plan.byteCount) - plan.byteCount))
+        try output.write([UInt8](repeating: 0, count: padded(plan.byteCount) - plan.byteCount))
         bytesWritten += padded(plan.byteCount)
         return error
     }
@@ -203,10 +245,9 @@ public enum GGUFExport {
         return head * headDim + within % 2 * (headDim / 2) + within / 2
     }
 
-    private static func read(_ plan: Plan, row: Int, _ values: inout [Float]) {
-        let columns = values.count
+    private static func values(_ plan: Plan, rows: Range<Int>, columns: Int) -> [Float] {
         switch plan.source {
-        case .values(let all): values = Array(all[row * columns..<(row + 1) * columns])
+        case .values(let all): return Array(all[rows.lowerBound * columns..<rows.upperBound * columns])
         case .view(let view):
             let kind =
                 switch view.type {
@@ -214,12 +255,19 @@ public enum GGUFExport {
                 case .f16: TK_F16
                 case .bf16: TK_BF16
                 }
-            let start = view.base + row * columns * view.type.byteCount
-            tk_kernels_scalar().pointee.widen(&values, start, kind, columns)
+            let count = rows.count * columns
+            return [Float](unsafeUninitializedCapacity: count) { values, filled in
+                filled = count
+                guard let target = values.baseAddress else { return }
+                for (place, row) in rows.enumerated() {
+                    let start = view.base + sourceRow(row, plan.interleavedHeadDim) * columns * view.type.byteCount
+                    tk_kernels_scalar().pointee.widen(target + place * columns, start, kind, columns)
+                }
+            }
         }
     }
 
-    /// A row's bytes, and the values that they stand for.
+    /// Whole rows' bytes, and the values that they stand for.
     private static func pack(_ exact: [Float], _ type: GGUFTensorType) -> (packed: [UInt8], rounded: [Float]) {
         switch type {
         case .f16, .bf16:

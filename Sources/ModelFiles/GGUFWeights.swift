@@ -3,10 +3,10 @@ import ModelRuntime
 import ServingTypes
 import Synchronization
 
-/// The weights of a GGUF model under Hugging Face's names. Tensors in F32, F16 and BF16 are views of
-/// the mapped files; quantised ones are expanded into memory of their own when they are first asked
-/// for (or all at once by `load`). That is the correct and simple path: kernels that compute on the
-/// packed blocks take its place where they exist.
+/// The weights of a GGUF model under Hugging Face's names. The engine packs tensors as the files have
+/// them (`storedTensor`). As plain tensors, F32, F16 and BF16 are views of the mapped files; quantised
+/// ones are expanded into memory of their own when they are first asked for: the correct and simple
+/// path, which references and exports take.
 ///
 /// The queries and keys of the architecture `llama` lie in llama.cpp's order, with the two halves of
 /// each rotary pair beside each other; their rows are copied back to Hugging Face's order.
@@ -63,16 +63,30 @@ public final class GGUFWeights: StoredWeights {
         return TensorView(base: memory.base, shape: entry.tensor.shape, type: memory.type)
     }
 
-    /// Expands everything that has to be. `progress` is called after each tensor with (bytes of the
-    /// files so far, bytes in all), from this thread.
-    public func load(progress: ((_ loadedBytes: Int, _ totalBytes: Int) -> Void)? = nil) throws(ServingError) {
-        let total = entries.values.reduce(0) { $0 + $1.tensor.range.count }
-        var loaded = 0
-        for name in tensorNames {
-            _ = try tensor(named: name)
-            loaded += entries[name]?.tensor.range.count ?? 0
-            progress?(loaded, total)
+    /// The tensor as the file has it: what the engine packs.
+    public func storedTensor(named name: String) throws(ServingError) -> StoredTensor? {
+        guard let entry = entries[name] else { return nil }
+        let source = UnsafeRawBufferPointer(rebasing: entry.file.bytes[entry.tensor.range])
+        guard let base = source.baseAddress else { return nil }
+        let shape = entry.tensor.shape
+        if let columns = shape.last, columns > 0 {
+            _ = try RowOrder(
+                entry.interleavedHeadDim, rows: shape.reduce(1, *) / columns, entry.tensor, file: entry.file.name)
         }
+        let format: StoredFormat =
+            switch try Self.storage(entry) {
+            case .elements(let type): .elements(type)
+            case .blocks(let format): .blocks(format)
+            }
+        return StoredTensor(
+            base: base, byteCount: source.count, shape: shape, format: format,
+            interleavedHeadDim: entry.interleavedHeadDim)
+    }
+
+    public func release(named name: String) {
+        guard let entry = entries[name] else { return }
+        entry.file.release(entry.tensor.range)
+        copies.withLock { $0[name] = nil }
     }
 
     /// The quantisation of a tensor as the file has it; nil for one that is not quantised.

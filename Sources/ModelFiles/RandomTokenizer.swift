@@ -2,7 +2,8 @@ import BoundedJSON
 import ServingTypes
 
 /// A byte-level tokenizer that needs no training: all 256 bytes, some frequent English merges, and an
-/// end token. Ids above its own are the model's padding.
+/// end token. The ids above are words that no merge makes: no text is encoded to them, but a model of
+/// random weights draws little else, and what it draws reads as text, as a real vocabulary's would.
 struct RandomTokenizer {
     let json: JSONValue
     let configJSON: JSONValue
@@ -32,7 +33,10 @@ struct RandomTokenizer {
         let merges = Self.frequentMerges.prefix(vocabularySize - Self.bytesCount - 1)
         let spellings = Self.byteAlphabet() + merges.map { $0.0 + $0.1 }
         endToken = UInt32(spellings.count)
-        let vocabulary = spellings.enumerated().map { ($1, JSONValue.integer(Int64($0))) }
+        let words = Self.words(vocabularySize - spellings.count - 1, besides: Set(spellings))
+        let vocabulary =
+            spellings.enumerated().map { ($1, JSONValue.integer(Int64($0))) }
+            + words.enumerated().map { ($1, JSONValue.integer(Int64(spellings.count + 1 + $0))) }
         let byteLevel: JSONValue = [
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
         ]
@@ -58,6 +62,24 @@ struct RandomTokenizer {
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": .string(Self.endText),
             "chat_template": .string(Self.template),
         ]
+    }
+
+    /// A space and a consonant and a vowel by turns: ` ba`, ` be`, … ` baba`.
+    private static func words(_ count: Int, besides taken: Set<String>) -> [String] {
+        let syllables = "bcdfghjklmnprstvwz".flatMap { consonant in "aeiouy".map { "\(consonant)\($0)" } }
+        var words: [String] = []
+        words.reserveCapacity(count)
+        var number = 0
+        while words.count < count {
+            var (rest, word) = (number, "")
+            repeat {
+                word = syllables[rest % syllables.count] + word
+                rest = rest / syllables.count - 1
+            } while rest >= 0
+            number += 1
+            if !taken.contains("Ġ" + word) { words.append("Ġ" + word) }
+        }
+        return words
     }
 
     private static let template =

@@ -48,6 +48,12 @@ public final class SafetensorsWeights: StoredWeights {
         return TensorView(base: base, shape: entry.tensor.shape, type: type)
     }
 
+    public func release(named name: String) {
+        guard let entry = entries[name] else { return }
+        shards[entry.shard].release(entry.tensor.range)
+        copies.withLock { $0[name] = nil }
+    }
+
     private func aligned(_ name: String, _ entry: Entry, _ file: MappedFile) -> UnsafeRawPointer {
         copies.withLock { copies in
             if let copy = copies[name] { return copy.base }

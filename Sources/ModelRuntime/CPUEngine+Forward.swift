@@ -1,282 +1,208 @@
 import CKernels
 import ServingTypes
 
+/// Where a row's token keeps its keys and values: the same for all layers and heads.
+struct RowPlace: BitwiseCopyable {
+    /// From the pool's start to the token's page.
+    var page: Int
+    /// Token slot inside the block.
+    var inside: Int
+}
+
+/// The buffers of one slice's forward pass. Plain pointers, set before the layers and valid to the
+/// end of the slice.
+struct SliceFrame {
+    var rows: Int
+    var hidden: UnsafeMutablePointer<Float>
+    var normed: UnsafeMutablePointer<Float>
+    var queries: UnsafeMutablePointer<Float>
+    var keys: UnsafeMutablePointer<Float>
+    var values: UnsafeMutablePointer<Float>
+    var attended: UnsafeMutablePointer<Float>
+    var gate: UnsafeMutablePointer<Float>
+    var cosines: UnsafeMutablePointer<Float>
+    var sines: UnsafeMutablePointer<Float>
+    var places: UnsafeMutablePointer<RowPlace>
+
+    /// Reserves what a slice of `rows` needs.
+    init(spec: ModelSpec, scratch: StepScratch, rows: Int) {
+        let (queries, keys) = (spec.headCount * spec.headDim, spec.kvHeadCount * spec.headDim)
+        self.rows = rows
+        hidden = scratch.hidden.reserve(rows * spec.hiddenSize)
+        normed = scratch.normed.reserve(rows * spec.hiddenSize)
+        self.queries = scratch.queries.reserve(rows * queries)
+        self.keys = scratch.keys.reserve(rows * keys)
+        values = scratch.values.reserve(rows * keys)
+        attended = scratch.attended.reserve(rows * queries)
+        gate = scratch.gate.reserve(rows * spec.ffnSize)
+        cosines = scratch.cosines.reserve(rows * spec.headDim / 2)
+        sines = scratch.sines.reserve(rows * spec.headDim / 2)
+        places = scratch.places.reserve(rows)
+    }
+}
+
 /// The forward pass of one slice: embed, then per layer attention and MLP, each added to the
-/// residual stream.
+/// residual stream. Each region runs on all workers and ends with all of them; a layer has seven, of
+/// which the two norms run on the caller alone when rows are few.
 extension CPUEngine {
-    /// Where one projection writes: `[rows][projection's outputs]`.
-    struct Output {
-        var target: UnsafeMutablePointer<Float>
-        var projection: Projection
-    }
-
-    /// A part of a slice that one attention call computes: consecutive tokens of one entry, one KV head.
-    struct AttentionPart {
-        var firstRow: Int
-        var tokens: Int
-        var firstPosition: Int
-        var kvHead: Int
-        var table: UnsafePointer<UInt32>
-    }
-
-    /// Returns the residual stream after the last layer, `[rows][hiddenSize]`, before the final norm.
-    func forward(_ batch: StepBatch, _ spans: [Span]) -> UnsafeMutablePointer<Float> {
+    /// Computes the residual stream after the last layer, `[rows][hiddenSize]`, before the final norm.
+    func forward() {
         let rows = spans.last?.rows.upperBound ?? 0
-        let hidden = scratch.hidden.reserve(rows * spec.hiddenSize)
-        embed(batch, spans, hidden)
-        fillRotaryTable(batch, spans, rows)
-        let tables = fillBlockTables(batch, spans)
-        let parts = attentionParts(batch, spans, tables)
-        for layer in weights.layers.indices {
-            attentionBlock(layer, hidden, rows: rows, parts: parts, spans: spans, batch: batch, tables: tables)
-            mlpBlock(layer, hidden, rows: rows)
-        }
-        return hidden
-    }
-
-    // MARK: - Before the layers
-
-    private func embed(_ batch: StepBatch, _ spans: [Span], _ hidden: UnsafeMutablePointer<Float>) {
-        for span in spans {
-            let tokens = batch.entries[span.entry].tokens
-            for (index, row) in span.rows.enumerated() {
-                let token = Int(tokens[span.offset + index].value)
-                kernels.table.pointee.widen(
-                    hidden + row * spec.hiddenSize, weights.embedding.row(token), weights.embedding.type.code,
-                    spec.hiddenSize)
-            }
+        frame = SliceFrame(spec: spec, scratch: scratch, rows: rows)
+        placeRows()
+        planAttention()
+        runRows(.embed, perRow: spec.hiddenSize)
+        for layer in 0..<spec.layerCount {
+            self.layer = layer
+            attentionBlock()
+            mlpBlock()
         }
     }
 
-    private func fillRotaryTable(_ batch: StepBatch, _ spans: [Span], _ rows: Int) {
-        let half = spec.headDim / 2
-        let positions = scratch.positions.reserve(rows)
-        for span in spans {
-            let start = batch.entries[span.entry].startPosition + span.offset
-            for (index, row) in span.rows.enumerated() { positions[row] = UInt32(start + index) }
-        }
-        let cosines = scratch.cosines.reserve(rows * half)
-        let sines = scratch.sines.reserve(rows * half)
-        frequencies.frequencies.withUnsafeBufferPointer { frequencies in
-            guard let base = frequencies.baseAddress else { return }
-            tk_rotary_table(cosines, sines, base, positions, self.frequencies.factor, rows, half)
-        }
-    }
-
-    /// Copies the spans' block tables to stable memory; one pointer per span.
-    private func fillBlockTables(_ batch: StepBatch, _ spans: [Span]) -> [UnsafePointer<UInt32>] {
-        let total = spans.reduce(0) { $0 + batch.entries[$1.entry].blockTable.count }
-        var target = scratch.tables.reserve(total)
-        return spans.map { span in
-            let start = target
-            for slot in batch.entries[span.entry].blockTable {
-                target.pointee = slot.index
-                target += 1
-            }
-            return UnsafePointer(start)
-        }
-    }
-
-    private func attentionParts(
-        _ batch: StepBatch, _ spans: [Span], _ tables: [UnsafePointer<UInt32>]
-    ) -> [AttentionPart] {
-        let tokensPerPart = max(1, Limits.attentionRows * spec.kvHeadCount / spec.headCount)
-        var parts: [AttentionPart] = []
-        for (span, table) in zip(spans, tables) {
-            let start = batch.entries[span.entry].startPosition + span.offset
-            for first in stride(from: 0, to: span.rows.count, by: tokensPerPart) {
-                for kvHead in 0..<spec.kvHeadCount {
-                    parts.append(
-                        AttentionPart(
-                            firstRow: span.rows.lowerBound + first, tokens: min(tokensPerPart, span.rows.count - first),
-                            firstPosition: start + first, kvHead: kvHead, table: table))
+    /// Tokens, positions and places of the slice's rows, and its block tables one after another.
+    private func placeRows() {
+        let positions = scratch.positions.reserve(frame.rows)
+        let tokens = scratch.tokens.reserve(frame.rows)
+        var table = scratch.tables.reserve(spans.reduce(0) { $0 + batch.entries[$1.entry].blockTable.count })
+        let blockTokens = store.layout.blockTokens
+        for index in spans.indices {
+            let span = spans[index]
+            let start = table
+            spans[index].table = UnsafePointer(start)
+            batch.entries[span.entry].blockTable.withUnsafeBufferPointer { slots in
+                for slot in slots {
+                    table.pointee = slot.index
+                    table += 1
                 }
             }
-        }
-        return parts
-    }
-
-    // MARK: - Attention
-
-    private func attentionBlock(
-        _ index: Int, _ hidden: UnsafeMutablePointer<Float>, rows: Int, parts: [AttentionPart], spans: [Span],
-        batch: StepBatch, tables: [UnsafePointer<UInt32>]
-    ) {
-        let layer = weights.layers[index]
-        let queries = scratch.queries.reserve(rows * spec.headCount * spec.headDim)
-        let keys = scratch.keys.reserve(rows * spec.kvHeadCount * spec.headDim)
-        let values = scratch.values.reserve(rows * spec.kvHeadCount * spec.headDim)
-        let normed = normalize(hidden, layer.attentionNorm, rows: rows)
-        project(
-            normed, rows: rows,
-            [
-                Output(target: queries, projection: layer.query), Output(target: keys, projection: layer.key),
-                Output(target: values, projection: layer.value),
-            ])
-        for (span, table) in zip(spans, tables) {
-            let start = batch.entries[span.entry].startPosition + span.offset
-            rotateAndStore(index, span.rows, startPosition: start, table: table)
-        }
-        let attended = attend(index, queries, rows: rows, parts: parts)
-        let update = scratch.update.reserve(rows * spec.hiddenSize)
-        project(attended, rows: rows, [Output(target: update, projection: layer.output)])
-        addUpdate(hidden, update, rows: rows)
-    }
-
-    /// QK-norm and rotation in place, then keys and values into their pages. Queries also take the
-    /// softmax's scale.
-    private func rotateAndStore(
-        _ index: Int, _ rows: Range<Int>, startPosition: Int, table: UnsafePointer<UInt32>
-    ) {
-        let layer = weights.layers[index]
-        let queries = scratch.queries.reserve(0)
-        let keys = scratch.keys.reserve(0)
-        let values = scratch.values.reserve(0)
-        let cosines = scratch.cosines.reserve(0)
-        let sines = scratch.sines.reserve(0)
-        forRows(rows.count) { [spec, kernels, store] part in
-            let functions = kernels.table.pointee
-            let dim = spec.headDim
-            let scale = 1 / Float(dim).squareRoot()
-            for row in part.lowerBound + rows.lowerBound..<part.upperBound + rows.lowerBound {
-                let query = queries + row * spec.headCount * dim
-                let key = keys + row * spec.kvHeadCount * dim
-                if let norm = layer.queryNorm {
-                    functions.rmsnorm(query, query, norm, spec.rmsNormEpsilon, spec.headCount, dim)
-                }
-                if let norm = layer.keyNorm {
-                    functions.rmsnorm(key, key, norm, spec.rmsNormEpsilon, spec.kvHeadCount, dim)
-                }
-                let cosine = cosines + row * (dim / 2)
-                let sine = sines + row * (dim / 2)
-                functions.rotate(query, cosine, sine, scale, spec.headCount, dim)
-                functions.rotate(key, cosine, sine, 1, spec.kvHeadCount, dim)
-                let position = startPosition + row - rows.lowerBound
-                let slot = Int(table[position / store.layout.blockTokens])
-                let page = store.base + slot * store.slotBytes
-                let inside = position % store.layout.blockTokens * store.layout.rowBytes
-                for head in 0..<spec.kvHeadCount {
-                    let keyTarget = page + store.layout.keyOffset(layer: index, kvHead: head) + inside
-                    let valueTarget = page + store.layout.valueOffset(layer: index, kvHead: head) + inside
-                    let value = values + (row * spec.kvHeadCount + head) * dim
-                    functions.narrow(keyTarget, key + head * dim, store.layout.elementType.code, dim)
-                    functions.narrow(valueTarget, value, store.layout.elementType.code, dim)
-                }
+            batch.entries[span.entry].tokens.withUnsafeBufferPointer { source in
+                for row in span.rows { tokens[row] = source[span.offset + row - span.rows.lowerBound].value }
+            }
+            for row in span.rows {
+                let position = span.position + row - span.rows.lowerBound
+                let slot = Int(UnsafePointer(start)[position / blockTokens])
+                positions[row] = UInt32(position)
+                frame.places[row] = RowPlace(page: slot * store.slotBytes, inside: position % blockTokens)
             }
         }
     }
 
-    private func attend(
-        _ layer: Int, _ queries: UnsafeMutablePointer<Float>, rows: Int, parts: [AttentionPart]
-    ) -> UnsafeMutablePointer<Float> {
-        let group = spec.headCount / spec.kvHeadCount
-        let stride = spec.headCount * spec.headDim
-        let tokensMax = parts.reduce(1) { max($0, $1.tokens) }
-        let scratchSize = tk_attend_scratch(tokensMax, group, spec.headDim)
-        let memory = scratch.attention.reserve(scratchSize * pool.workerCount)
-        let attended = scratch.attended.reserve(rows * stride)
-        pool.run(parts.count) { [spec, kernels, store] index, worker in
-            let part = parts[index]
-            let offset = part.firstRow * stride + part.kvHead * group * spec.headDim
-            var query = tk_query_view(
-                q: queries + offset, token_stride: stride, first_position: part.firstPosition, tokens: part.tokens,
-                group: group, dim: spec.headDim, window: spec.slidingWindow ?? 0)
-            var past = tk_kv_view(
-                pool: UnsafePointer(store.base.assumingMemoryBound(to: UInt8.self)), block_table: part.table,
-                slot_bytes: store.slotBytes, key_offset: store.layout.keyOffset(layer: layer, kvHead: part.kvHead),
-                value_offset: store.layout.valueOffset(layer: layer, kvHead: part.kvHead),
-                block_tokens: store.layout.blockTokens, element: store.layout.elementType.code)
-            kernels.table.pointee.attend(attended + offset, memory + worker * scratchSize, &query, &past)
-        }
-        return attended
-    }
+    // MARK: - Layers
 
-    // MARK: - MLP
-
-    private func mlpBlock(_ index: Int, _ hidden: UnsafeMutablePointer<Float>, rows: Int) {
-        let layer = weights.layers[index]
-        let normed = normalize(hidden, layer.mlpNorm, rows: rows)
-        let gate = scratch.gate.reserve(rows * spec.ffnSize)
-        let up = scratch.up.reserve(rows * spec.ffnSize)
-        let size = spec.ffnSize
-        let chunk = columnsPerPart(size, multipliesPerColumn: 2 * rows * spec.hiddenSize)
-        pool.run((size + chunk - 1) / chunk) { [self] part, _ in
-            let columns = part * chunk..<min(size, (part + 1) * chunk)
-            multiply(normed, rows: rows, Output(target: gate, projection: layer.gate), columns)
-            multiply(normed, rows: rows, Output(target: up, projection: layer.up), columns)
-            for row in 0..<rows {
-                let start = row * size + columns.lowerBound
-                kernels.table.pointee.silu_multiply(gate + start, gate + start, up + start, columns.count)
-            }
-        }
-        let update = scratch.update.reserve(rows * spec.hiddenSize)
-        project(gate, rows: rows, [Output(target: update, projection: layer.down)])
-        addUpdate(hidden, update, rows: rows)
-    }
-
-    // MARK: - Shared pieces
-
-    private func normalize(
-        _ hidden: UnsafeMutablePointer<Float>, _ weight: UnsafePointer<Float>, rows: Int
-    ) -> UnsafeMutablePointer<Float> {
+    private func attentionBlock() {
+        let layer = layers[self.layer]
         let width = spec.hiddenSize
-        let normed = scratch.normed.reserve(rows * width)
-        forRows(rows) { [spec, kernels] part in
-            kernels.table.pointee.rmsnorm(
-                normed + part.lowerBound * width, hidden + part.lowerBound * width, weight, spec.rmsNormEpsilon,
-                part.count, width)
-        }
-        return normed
+        normedInput = preparedRows(.normed, frame.normed, rows: frame.rows, width: width, forms: layer.attentionForms)
+        runRows(.attentionNorm, perRow: width)
+        let queries = spec.headCount * spec.headDim
+        attendedInput = preparedRows(
+            .attended, frame.attended, rows: frame.rows, width: queries, forms: layer.outputForms)
+        let (keys, total) = (spec.kvHeadCount * spec.headDim, queries + 2 * spec.kvHeadCount * spec.headDim)
+        chunk = columnsPerPart(total, rows: frame.rows, width: width, alignment: headAlignment)
+        run(.queryKeyValue, parts: parts(queries) + 2 * parts(keys))
+        run(.attend, parts: attentionPlan.parts.count)
+        if !attendedIsPreparedByParts { runRows(.prepareAttended, perRow: queries) }
+        chunk = columnsPerPart(width, rows: frame.rows, width: queries, alignment: Self.columnAlignment)
+        run(.output, parts: parts(width))
     }
 
-    private func addUpdate(_ hidden: UnsafeMutablePointer<Float>, _ update: UnsafeMutablePointer<Float>, rows: Int) {
+    private func mlpBlock() {
+        let layer = layers[self.layer]
         let width = spec.hiddenSize
-        forRows(rows) { [kernels] part in
-            kernels.table.pointee.add(
-                hidden + part.lowerBound * width, update + part.lowerBound * width, part.count * width)
-        }
+        normedInput = preparedRows(.normed, frame.normed, rows: frame.rows, width: width, forms: layer.mlpForms)
+        runRows(.mlpNorm, perRow: width)
+        gatedInput = preparedRows(.gated, frame.gate, rows: frame.rows, width: spec.ffnSize, forms: layer.downForms)
+        chunk = normedInput.map(prepareGated) ?? 1
+        run(.gateUp, parts: parts(spec.ffnSize))
+        chunk = columnsPerPart(width, rows: frame.rows, width: spec.ffnSize, alignment: Self.columnAlignment)
+        run(.down, parts: parts(width))
+    }
+
+    // MARK: - Regions
+
+    /// What all workers compute together. A part is a range of columns or rows, or an entry of the
+    /// attention's plan.
+    enum Region {
+        case embed
+        case attentionNorm
+        case queryKeyValue
+        case attend
+        case prepareAttended
+        case output
+        case mlpNorm
+        case gateUp
+        case down
+        case head
+        case draw
+    }
+
+    func run(_ region: Region, parts: Int) {
+        self.region = region
+        pool.run(parts, on: self)
     }
 
     /// Shares rows among the workers, in parts large enough to be worth it.
-    private func forRows(_ rows: Int, _ body: @escaping (Range<Int>) -> Void) {
-        let perPart = max(16, (rows + pool.workerCount - 1) / pool.workerCount)
-        pool.run((rows + perPart - 1) / perPart) { part, _ in
-            body(part * perPart..<min(rows, (part + 1) * perPart))
+    private func runRows(_ region: Region, perRow width: Int) {
+        let least = max(1, Limits.elementsPerRowPart / width)
+        chunk = max(least, (frame.rows + pool.workerCount - 1) / pool.workerCount)
+        run(region, parts: parts(frame.rows))
+    }
+
+    /// Parts of `chunk` that cover `count`.
+    func parts(_ count: Int) -> Int { (count + chunk - 1) / chunk }
+
+    func range(_ part: Int, _ count: Int) -> Range<Int> { part * chunk..<min(count, (part + 1) * chunk) }
+
+    func runPart(_ part: Int, worker: Int) {
+        switch region {
+        case .embed: embed(range(part, frame.rows))
+        case .attentionNorm: normalize(range(part, frame.rows), layers[layer].attentionNorm)
+        case .queryKeyValue: queryKeyValue(part)
+        case .attend: attend(attentionPlan.parts[part], worker: worker)
+        case .prepareAttended:
+            guard let attendedInput else { return }
+            prepare(attendedInput, rows: range(part, frame.rows), columns: 0..<attendedInput.width)
+        case .output: addProjection(attendedInput, layers[layer].output, part)
+        case .mlpNorm: normalize(range(part, frame.rows), layers[layer].mlpNorm)
+        case .gateUp: gateUp(range(part, spec.ffnSize), worker: worker)
+        case .down: addProjection(gatedInput, layers[layer].down, part)
+        case .head:
+            guard let headInput else { return }
+            multiplyPart(headInput, weights.head, headTarget, columns: range(part, spec.vocabularySize))
+        case .draw: drawPart(part, worker: worker)
         }
     }
 
-    /// Projections of the same input, their columns shared among the workers.
-    func project(_ input: UnsafeMutablePointer<Float>, rows: Int, _ outputs: [Output]) {
-        let columns = outputs.reduce(0) { $0 + $1.projection.matrix.rows }
-        let multiplies = rows * (outputs.first?.projection.matrix.columns ?? 0)
-        let chunk = columnsPerPart(columns, multipliesPerColumn: multiplies)
-        var parts: [(output: Output, columns: Range<Int>)] = []
-        for output in outputs {
-            for start in stride(from: 0, to: output.projection.matrix.rows, by: chunk) {
-                parts.append((output, start..<min(start + chunk, output.projection.matrix.rows)))
-            }
-        }
-        pool.run(parts.count) { [self] index, _ in
-            multiply(input, rows: rows, parts[index].output, parts[index].columns)
+    /// Embeddings and rotary tables of some rows.
+    private func embed(_ rows: Range<Int>) {
+        let half = spec.headDim / 2
+        let tokens = scratch.tokens.reserve(frame.rows)
+        for row in rows { weights.embedRow(Int(tokens[row]), into: frame.hidden + row * spec.hiddenSize, kernels) }
+        frequencies.frequencies.withUnsafeBufferPointer { frequencies in
+            guard let base = frequencies.baseAddress else { return }
+            let start = rows.lowerBound
+            tk_rotary_table(
+                frame.cosines + start * half, frame.sines + start * half, base,
+                scratch.positions.reserve(frame.rows) + start, self.frequencies.factor, rows.count, half)
         }
     }
 
-    private func multiply(
-        _ input: UnsafeMutablePointer<Float>, rows: Int, _ output: Output, _ columns: Range<Int>
-    ) {
-        let matrix = output.projection.matrix
-        kernels.table.pointee.matmul(
-            output.target + columns.lowerBound, input, matrix.row(columns.lowerBound),
-            output.projection.bias.map { $0 + columns.lowerBound }, matrix.type.code, rows, matrix.columns,
-            columns.count, matrix.rows)
+    private func normalize(_ rows: Range<Int>, _ weight: UnsafePointer<Float>) {
+        let width = spec.hiddenSize
+        kernels.table.pointee.rmsnorm(
+            frame.normed + rows.lowerBound * width, frame.hidden + rows.lowerBound * width, weight,
+            spec.rmsNormEpsilon, rows.count, width)
+        if let normedInput { prepare(normedInput, rows: rows, columns: 0..<width) }
     }
 
-    /// All columns for one worker or little work; else about four parts per worker.
-    private func columnsPerPart(_ columns: Int, multipliesPerColumn: Int) -> Int {
-        guard pool.workerCount > 1, columns * multipliesPerColumn >= Limits.multipliesPerRegionMin else {
-            return max(1, columns)
-        }
-        let share = (columns + 4 * pool.workerCount - 1) / (4 * pool.workerCount)
-        return max(16, (share + 3) / 4 * 4)
+    /// Some columns of a projection, added to the residual stream.
+    private func addProjection(_ input: PreparedRows?, _ projection: Projection, _ part: Int) {
+        guard let input else { return }
+        multiplyPart(input, projection, frame.hidden, columns: range(part, spec.hiddenSize), accumulate: true)
+    }
+
+    private func gateUp(_ columns: Range<Int>, worker: Int) {
+        guard let normedInput, let gatedInput else { return }
+        gatedPart(normedInput, layers[layer], down: gatedInput, columns: columns, chunk: chunk, worker: worker)
     }
 }

@@ -7,15 +7,19 @@ import ServingTypes
 /// tokens only; threads share columns, heads and rows, never a sum. So results are bit-identical
 /// whatever the batch, the chunks, the block size, the slots or the thread count.
 ///
-/// Unchecked because `scratch` and `pool` are used by `step` and `logits` alone, which callers run
-/// from one thread at a time, as the protocol says.
-public final class CPUEngine: InferenceEngine, @unchecked Sendable {
+/// Unchecked because scratch, slice and pool are used by `step` and `logits` alone, which callers run
+/// from one thread at a time, as the protocol says; inside a region its workers only read them.
+public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
     enum Limits {
         static let rowsMax = 1 << 16
         /// Rows of logits held at once.
-        static let logitRowsMax = 16
+        static let logitRowsMax = 32
         /// Query rows (tokens times heads of a group) per attention part.
-        static let attentionRows = 64
+        static let attentionRows = 128
+        /// Parts that a worker should find in a region of attention, so that a slow one delays little.
+        static let attentionPartsPerWorker = 4
+        /// Elements of rows below which a second worker costs more than it brings.
+        static let elementsPerRowPart = 1 << 14
         /// Multiplications below which a second thread costs more than it brings.
         static let multipliesPerRegionMin = 1 << 16
     }
@@ -28,7 +32,28 @@ public final class CPUEngine: InferenceEngine, @unchecked Sendable {
     let weights: ModelWeights
     let frequencies: RotaryFrequencies
     let pool: ComputePool
-    var scratch = StepScratch()
+    let layers: UnsafeBufferPointer<LayerWeights>
+    let headAlignment: Int
+    let attendedIsPreparedByParts: Bool
+    let scratch = StepScratch()
+    var prepared = PreparedInputs()
+
+    // What the current slice and region are; written between regions by the caller of `step` alone.
+    var spans: [Span] = []
+    var frame: SliceFrame
+    var attentionPlan = AttentionPlan()
+    var region = Region.embed
+    var layer = 0
+    var chunk = 1
+    var normedInput: PreparedRows?
+    var attendedInput: PreparedRows?
+    var gatedInput: PreparedRows?
+    var headInput: PreparedRows?
+    var headTarget: UnsafeMutablePointer<Float>
+    var batch = StepBatch(entries: [])
+    private var draws: [Draw] = []
+    private var firstDraw = 0
+    private let drawn: UnsafeMutableBufferPointer<StepOutcome>
     private let rowsMax: Int
     private let checker: StepChecker
     private let sampler: Sampler
@@ -51,24 +76,58 @@ public final class CPUEngine: InferenceEngine, @unchecked Sendable {
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        variantName = "\(variant.rawValue)-1"
-        weights = try ModelWeights(spec: spec, source: source, progress: options.progress)
+        guard options.quantise?.canQuantise ?? true else {
+            throw ServingError(
+                .unsupported, "quantize: \(options.quantise?.rawValue ?? "") is only read, not written; q8_0 and q4_0 are",
+                field: "quantize", blast: .process)
+        }
+        pool = ComputePool(workers: options.threads, cores: options.pinnedCores)
+        let packing = ModelWeights.Packing(
+            kernels: kernels, pool: pool, quantise: options.quantise,
+            packsBF16: options.bf16Products && kernels.multipliesBF16)
+        weights = try ModelWeights(spec: spec, source: source, packing: packing, progress: options.progress)
+        variantName = Self.variantName(kernels, weights)
         frequencies = RotaryFrequencies(spec: spec)
-        pool = ComputePool(workers: options.threads)
+        let layers = UnsafeMutableBufferPointer<LayerWeights>.allocate(capacity: weights.layers.count)
+        _ = layers.initialize(from: weights.layers)
+        self.layers = UnsafeBufferPointer(layers)
+        headAlignment = leastCommonMultiple(spec.headDim, Self.columnAlignment)
+        attendedIsPreparedByParts = (spec.headCount / spec.kvHeadCount * spec.headDim).isMultiple(of: 32)
+        frame = SliceFrame(spec: spec, scratch: scratch, rows: 0)
+        headTarget = scratch.logits.reserve(0)
+        drawn = .allocate(capacity: Limits.logitRowsMax)
+        drawn.initialize(repeating: .extended)
         rowsMax = options.rowsMax
         sampler = Sampler(kernels: kernels)
         checker = StepChecker(spec: spec, slotCount: store.slotCount, blockTokens: store.layout.blockTokens)
     }
 
+    deinit {
+        layers.deallocate()
+        drawn.deinitialize()
+        drawn.deallocate()
+    }
+
+    /// Bytes of the packed weights, which are all of the model's that stay resident.
+    public var weightBytes: Int { weights.packedBytes }
+
+    /// The table, the version of its order of operations, and the formats of the weights.
+    private static func variantName(_ kernels: Kernels, _ weights: ModelWeights) -> String {
+        let products = String(cString: kernels.packed.pointee.name)
+        return "\(kernels.variant.rawValue)-2+\(products):\(weights.formatNames.joined(separator: ","))"
+    }
+
     public func step(_ batch: StepBatch) -> StepResult {
         let watch = Stopwatch()
+        pool.begin()
+        self.batch = batch
         var outcomes = batch.entries.map { checker.fault($0).map(StepOutcome.failed) ?? .extended }
-        let plan = slices(batch) { outcomes[$0] == .extended }
-        for spans in plan {
-            let hidden = forward(batch, spans)
-            let wanted = spans.filter { $0.endsEntry && batch.entries[$0.entry].sample != nil }
-            drawTokens(batch, wanted, hidden, &outcomes)
+        forEachSlice(include: { outcomes[$0] == .extended }) {
+            forward()
+            drawTokens(&outcomes)
         }
+        self.batch.entries = []
+        pool.end()
         return StepResult(outcomes: outcomes, computeTime: watch.elapsed)
     }
 
@@ -77,22 +136,26 @@ public final class CPUEngine: InferenceEngine, @unchecked Sendable {
         for entry in batch.entries {
             if let fault = checker.fault(entry) { throw fault }
         }
+        pool.begin()
+        defer { pool.end() }
+        self.batch = batch
+        defer { self.batch.entries = [] }
         var result: [[Float]] = []
-        for spans in slices(batch, include: { _ in true }) {
-            let hidden = forward(batch, spans)
-            let wanted = spans.flatMap { span in
+        forEachSlice(include: { _ in true }) {
+            forward()
+            draws.removeAll(keepingCapacity: true)
+            for span in spans {
                 switch rows {
-                case .all: Array(span.rows)
-                case .last: span.endsEntry ? [span.rows.upperBound - 1] : []
+                case .all: draws += span.rows.map { Draw(entry: span.entry, row: $0) }
+                case .last: if span.endsEntry { draws.append(Draw(entry: span.entry, row: span.rows.upperBound - 1)) }
                 }
             }
-            for start in stride(from: 0, to: wanted.count, by: Limits.logitRowsMax) {
-                let group = Array(wanted[start..<min(start + Limits.logitRowsMax, wanted.count)])
-                let logits = computeLogits(hidden, rows: group)
+            for start in stride(from: 0, to: draws.count, by: Limits.logitRowsMax) {
+                let group = start..<min(start + Limits.logitRowsMax, draws.count)
+                computeLogits(group)
                 for index in group.indices {
-                    let row = UnsafeBufferPointer(
-                        start: logits + index * spec.vocabularySize, count: spec.vocabularySize)
-                    result.append(Array(row))
+                    let row = headTarget + (index - start) * spec.vocabularySize
+                    result.append(Array(UnsafeBufferPointer(start: row, count: spec.vocabularySize)))
                 }
             }
         }
@@ -106,70 +169,93 @@ public final class CPUEngine: InferenceEngine, @unchecked Sendable {
         var entry: Int
         /// Index of the first of them in the entry's tokens.
         var offset: Int
+        /// Position of the first of them in the entry's sequence.
+        var position: Int
         /// Their rows in the slice.
         var rows: Range<Int>
         var endsEntry: Bool
+        /// The entry's block table, in memory that lasts as long as the slice.
+        var table: UnsafePointer<UInt32>?
     }
 
-    /// Cuts the batch into slices of at most `rowsMax` tokens, in order.
-    private func slices(_ batch: StepBatch, include: (Int) -> Bool) -> [[Span]] {
-        var slices: [[Span]] = []
-        var spans: [Span] = []
+    /// Cuts the batch into slices of at most `rowsMax` tokens, in order, and runs `body` with `spans` set
+    /// to each.
+    private func forEachSlice(include: (Int) -> Bool, _ body: () -> Void) {
+        spans.removeAll(keepingCapacity: true)
         var row = 0
         for entry in batch.entries.indices where include(entry) {
-            let count = batch.entries[entry].tokens.count
+            let (count, position) = (batch.entries[entry].tokens.count, batch.entries[entry].startPosition)
             var offset = 0
             while offset < count {
                 let taken = min(count - offset, rowsMax - row)
                 spans.append(
-                    Span(entry: entry, offset: offset, rows: row..<row + taken, endsEntry: offset + taken == count))
+                    Span(
+                        entry: entry, offset: offset, position: position + offset, rows: row..<row + taken,
+                        endsEntry: offset + taken == count))
                 offset += taken
                 row += taken
-                if row == rowsMax {
-                    slices.append(spans)
-                    spans = []
-                    row = 0
-                }
+                guard row == rowsMax else { continue }
+                body()
+                spans.removeAll(keepingCapacity: true)
+                row = 0
             }
         }
-        if !spans.isEmpty { slices.append(spans) }
-        return slices
+        if !spans.isEmpty { body() }
     }
 
     // MARK: - Logits and tokens
 
-    /// Final norm and output projection of the given rows, `[rows.count][vocabularySize]`.
-    private func computeLogits(_ hidden: UnsafeMutablePointer<Float>, rows: [Int]) -> UnsafeMutablePointer<Float> {
-        let width = spec.hiddenSize
-        let normed = scratch.sampled.reserve(rows.count * width)
-        for (index, row) in rows.enumerated() {
-            kernels.table.pointee.rmsnorm(
-                normed + index * width, hidden + row * width, weights.finalNorm, spec.rmsNormEpsilon, 1, width)
-        }
-        let logits = scratch.logits.reserve(rows.count * spec.vocabularySize)
-        project(normed, rows: rows.count, [Output(target: logits, projection: weights.head)])
-        return logits
+    /// A row whose logits are wanted, and for whom.
+    struct Draw {
+        var entry: Int
+        var row: Int
     }
 
-    private func drawTokens(
-        _ batch: StepBatch, _ spans: [Span], _ hidden: UnsafeMutablePointer<Float>, _ outcomes: inout [StepOutcome]
-    ) {
-        let width = spec.vocabularySize
-        for start in stride(from: 0, to: spans.count, by: Limits.logitRowsMax) {
-            let group = Array(spans[start..<min(start + Limits.logitRowsMax, spans.count)])
-            let logits = computeLogits(hidden, rows: group.map { $0.rows.upperBound - 1 })
-            let probabilities = scratch.probabilities.reserve(group.count * width)
-            let drawn = UnsafeMutableBufferPointer<StepOutcome>.allocate(capacity: group.count)
-            drawn.initialize(repeating: .extended)
-            pool.run(group.count) { [sampler] index, _ in
-                guard let sample = batch.entries[group[index].entry].sample else { return }
-                drawn[index] = sampler.draw(
-                    UnsafeMutableBufferPointer(start: logits + index * width, count: width), sample,
-                    scratch: UnsafeMutableBufferPointer(start: probabilities + index * width, count: width))
-            }
-            for (index, span) in group.enumerated() { outcomes[span.entry] = drawn[index] }
-            drawn.deinitialize()
-            drawn.deallocate()
+    /// Final norm and output projection of some of `draws`, into `headTarget`, `[group.count][vocabularySize]`.
+    private func computeLogits(_ group: Range<Int>) {
+        let width = spec.hiddenSize
+        let normed = scratch.sampled.reserve(group.count * width)
+        headTarget = scratch.logits.reserve(group.count * spec.vocabularySize)
+        headInput = preparedRows(.normed, normed, rows: group.count, width: width, forms: weights.head.matrix.inputForm)
+        for (index, draw) in draws[group].enumerated() {
+            kernels.table.pointee.rmsnorm(
+                normed + index * width, frame.hidden + draw.row * width, weights.finalNorm, spec.rmsNormEpsilon, 1,
+                width)
+        }
+        if let headInput { prepare(headInput, rows: 0..<group.count, columns: 0..<width) }
+        chunk = columnsPerPart(spec.vocabularySize, rows: group.count, width: width, alignment: Self.columnAlignment)
+        run(.head, parts: parts(spec.vocabularySize))
+    }
+
+    /// Draws a token for each entry that ends in this slice and asks for one.
+    private func drawTokens(_ outcomes: inout [StepOutcome]) {
+        draws.removeAll(keepingCapacity: true)
+        for span in spans where span.endsEntry && batch.entries[span.entry].sample != nil {
+            draws.append(Draw(entry: span.entry, row: span.rows.upperBound - 1))
+        }
+        _ = scratch.probabilities.reserve(pool.workerCount * spec.vocabularySize)
+        for start in stride(from: 0, to: draws.count, by: Limits.logitRowsMax) {
+            let group = start..<min(start + Limits.logitRowsMax, draws.count)
+            computeLogits(group)
+            firstDraw = start
+            run(.draw, parts: group.count)
+            for index in group { outcomes[draws[index].entry] = drawn[index - start] }
         }
     }
+
+    /// Draws the token of one row of logits; a part of its region.
+    func drawPart(_ part: Int, worker: Int) {
+        let width = spec.vocabularySize
+        guard let sample = batch.entries[draws[firstDraw + part].entry].sample else { return }
+        drawn[part] = sampler.draw(
+            UnsafeMutableBufferPointer(start: headTarget + part * width, count: width), sample,
+            scratch: UnsafeMutableBufferPointer(start: scratch.probabilities.reserve(0) + worker * width, count: width))
+    }
+}
+
+/// Smallest number that both divide.
+func leastCommonMultiple(_ a: Int, _ b: Int) -> Int {
+    var (x, y) = (a, b)
+    while y != 0 { (x, y) = (y, x % y) }
+    return a / x * b
 }

@@ -2,31 +2,49 @@ import CKernels
 import Glibc
 import Synchronization
 
+/// What a pool's threads work on: parts that do not depend on each other or on who computes them.
+protocol PartRunner: AnyObject {
+    /// Called once for each part, from any worker.
+    func runPart(_ part: Int, worker: Int)
+}
+
 /// Threads that share the parts of one computation. The caller is worker 0; a pool of one has no
-/// thread of its own. Which worker takes which part is left to chance, so parts must not depend on
-/// each other or on who computes them.
+/// thread of its own. Which worker takes which part is left to chance.
+///
+/// Between `begin` and `end` waiting threads spin, then yield the core to whoever else can run, then
+/// sleep; outside they sleep at once, so an idle engine takes nothing from its neighbours.
 final class ComputePool {
     private let shared: SharedWork
     private var threads: [pthread_t] = []
+    private let cores: [Int]
+    private var pinnedCaller: pthread_t?
 
     enum Limits {
         static let workersMax = 1024
-        /// Pauses before a waiting thread sleeps: tens of microseconds, because several processes
-        /// may share the cores.
-        static let spins = 1000
+        /// Looks at the other side before a waiting thread yields: some ten microseconds.
+        static let spins = 400
+        /// Yields before it sleeps; each returns at once on an idle machine, or after whoever else
+        /// had something to do on this core.
+        static let yields = 200
     }
 
     /// `workers` is at least 1 and counts the caller. Fewer run where the system refuses a thread.
-    init(workers: Int) {
+    /// Worker i is pinned to `cores[i % cores.count]`, the caller with the first `begin`; nobody where
+    /// there are none.
+    init(workers: Int, cores: [Int] = []) {
         shared = SharedWork()
+        self.cores = cores
         for _ in 1..<max(1, min(workers, Limits.workersMax)) {
-            let entry = Unmanaged.passRetained(WorkerEntry(shared: shared, index: threads.count + 1))
+            let index = threads.count + 1
+            let core = cores.isEmpty ? nil : cores[index % cores.count]
+            let entry = Unmanaged.passRetained(WorkerEntry(shared: shared, index: index, core: core))
             var thread = pthread_t()
             let failure = pthread_create(
                 &thread, nil,
                 { argument in
                     guard let argument else { return nil }
                     let entry = Unmanaged<WorkerEntry>.fromOpaque(argument).takeRetainedValue()
+                    if let core = entry.core { _ = tk_pin_thread(core) }
                     entry.shared.workerLoop(index: entry.index)
                     return nil
                 }, entry.toOpaque())
@@ -45,42 +63,99 @@ final class ComputePool {
 
     var workerCount: Int { threads.count + 1 }
 
-    /// Calls `body(part, worker)` once for each part and returns when all have returned. Only one
-    /// thread at a time may call this.
-    func run(_ parts: Int, _ body: @escaping (_ part: Int, _ worker: Int) -> Void) {
+    /// Regions follow closely from here on: wakes the workers and keeps them awake.
+    func begin() {
+        if let core = cores.first, pinnedCaller != pthread_self() {
+            pinnedCaller = pthread_self()
+            _ = tk_pin_thread(core)
+        }
+        if !threads.isEmpty { shared.begin() }
+    }
+
+    /// No more regions for now.
+    func end() {
+        if !threads.isEmpty { shared.end() }
+    }
+
+    /// Runs `parts` parts and returns when all have returned; allocates nothing. Only one thread at a
+    /// time may call this.
+    func run(_ parts: Int, on runner: some PartRunner) {
         if threads.isEmpty || parts <= 1 {
-            for part in 0..<parts { body(part, 0) }
+            for part in 0..<max(0, parts) { runner.runPart(part, worker: 0) }
         } else {
-            shared.run(parts, body)
+            shared.run(parts, runner)
         }
     }
+
+    /// The same with a closure, for work that is rare.
+    func run(_ parts: Int, _ body: (_ part: Int, _ worker: Int) -> Void) {
+        withoutActuallyEscaping(body) { run(parts, on: ClosureRunner(body: $0)) }
+    }
+}
+
+private final class ClosureRunner: PartRunner {
+    private let body: (Int, Int) -> Void
+
+    init(body: @escaping (Int, Int) -> Void) { self.body = body }
+
+    func runPart(_ part: Int, worker: Int) { body(part, worker) }
 }
 
 private final class WorkerEntry {
     let shared: SharedWork
     let index: Int
+    /// A core that this process may not use leaves the thread where it was.
+    let core: Int?
 
-    init(shared: SharedWork, index: Int) {
+    init(shared: SharedWork, index: Int, core: Int?) {
         self.shared = shared
         self.index = index
+        self.core = core
     }
+}
+
+/// A value in a cache line of its own, so that who spins on it does not slow those who write others.
+private final class Lonely<Value: ~Copyable> {
+    let at: UnsafeMutablePointer<Value>
+    private let memory: UnsafeMutableRawPointer
+
+    init(_ value: consuming Value) {
+        memory = .allocate(byteCount: max(128, MemoryLayout<Value>.size), alignment: 128)
+        at = memory.bindMemory(to: Value.self, capacity: 1)
+        at.initialize(to: value)
+    }
+
+    deinit {
+        at.deinitialize(count: 1)
+        memory.deallocate()
+    }
+}
+
+/// What the caller tells the workers; one cache line, written by the caller alone.
+private struct Announcement: ~Copyable {
+    /// Grows with each region.
+    let generation = Atomic<UInt64>(0)
+    let isOpen = Atomic<Bool>(false)
+    let isActive = Atomic<Bool>(false)
+    /// Grows with each `begin`.
+    let begun = Atomic<UInt64>(0)
+    let isStopping = Atomic<Bool>(false)
+    var parts = 0
+    /// Not retained: whoever called `run` holds it until every worker has left.
+    unowned(unsafe) var runner: (any PartRunner)?
 }
 
 /// The hand-over between the caller and its workers.
 ///
-/// A worker first counts itself in (`inside`), then looks whether work is `open`; the caller closes
-/// the work, then waits until nobody is inside. So `body` and `parts` are never replaced under a
+/// A worker first counts itself in (`inside`), then looks whether work is open; the caller closes
+/// the work, then waits until nobody is inside. So runner and parts are never replaced under a
 /// reader, and a worker that wakes late delays nobody.
 private final class SharedWork {
-    private var body: ((Int, Int) -> Void)?
-    private var parts = 0
-    private let next = Atomic<Int>(0)
-    private let open = Atomic<Bool>(false)
-    private let inside = Atomic<Int>(0)
-    private let generation = Atomic<UInt64>(0)
-    private let stopping = Atomic<Bool>(false)
-    private let sleepers = Atomic<Int>(0)
-    private let callerSleeps = Atomic<Bool>(false)
+    private let announcement = Lonely(Announcement())
+    private let next = Lonely(Atomic<Int>(0))
+    private let inside = Lonely(Atomic<Int>(0))
+    private let sleepers = Lonely(Atomic<Int>(0))
+    private let callerSleeps = Lonely(Atomic<Bool>(false))
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let workCame = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
     private let allLeft = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -100,20 +175,33 @@ private final class SharedWork {
         mutex.deallocate()
     }
 
-    func run(_ parts: Int, _ body: @escaping (Int, Int) -> Void) {
-        self.body = body
-        self.parts = parts
-        next.store(0, ordering: .sequentiallyConsistent)
-        open.store(true, ordering: .sequentiallyConsistent)
+    func run(_ parts: Int, _ runner: some PartRunner) {
+        announcement.at.pointee.runner = runner
+        announcement.at.pointee.parts = parts
+        next.at.pointee.store(0, ordering: .relaxed)
+        announcement.at.pointee.isOpen.store(true, ordering: .sequentiallyConsistent)
         announce()
-        takeParts(parts, body, worker: 0)
-        open.store(false, ordering: .sequentiallyConsistent)
+        while true {
+            let part = next.at.pointee.add(1, ordering: .relaxed).oldValue
+            guard part < parts else { break }
+            runner.runPart(part, worker: 0)
+        }
+        announcement.at.pointee.isOpen.store(false, ordering: .sequentiallyConsistent)
         waitUntilAllLeft()
-        self.body = nil
+    }
+
+    func begin() {
+        announcement.at.pointee.isActive.store(true, ordering: .sequentiallyConsistent)
+        announcement.at.pointee.begun.add(1, ordering: .sequentiallyConsistent)
+        wakeSleepers()
+    }
+
+    func end() {
+        announcement.at.pointee.isActive.store(false, ordering: .sequentiallyConsistent)
     }
 
     func stop() {
-        stopping.store(true, ordering: .sequentiallyConsistent)
+        announcement.at.pointee.isStopping.store(true, ordering: .sequentiallyConsistent)
         announce()
     }
 
@@ -121,65 +209,90 @@ private final class SharedWork {
         var seen: UInt64 = 0
         while true {
             seen = waitForWork(after: seen)
-            if stopping.load(ordering: .sequentiallyConsistent) { return }
-            inside.add(1, ordering: .sequentiallyConsistent)
-            if open.load(ordering: .sequentiallyConsistent), let body {
-                takeParts(parts, body, worker: index)
-            }
+            if announcement.at.pointee.isStopping.load(ordering: .sequentiallyConsistent) { return }
+            inside.at.pointee.add(1, ordering: .sequentiallyConsistent)
+            if announcement.at.pointee.isOpen.load(ordering: .sequentiallyConsistent) { takeParts(index) }
             leave()
         }
     }
 
-    private func takeParts(_ parts: Int, _ body: (Int, Int) -> Void, worker: Int) {
+    private func takeParts(_ worker: Int) {
+        let parts = announcement.at.pointee.parts
+        guard let runner = announcement.at.pointee.runner else { return }
         while true {
-            let part = next.add(1, ordering: .relaxed).oldValue
+            let part = next.at.pointee.add(1, ordering: .relaxed).oldValue
             guard part < parts else { return }
-            body(part, worker)
+            runner.runPart(part, worker: worker)
         }
     }
 
     private func announce() {
-        generation.add(1, ordering: .sequentiallyConsistent)
-        guard sleepers.load(ordering: .sequentiallyConsistent) > 0 else { return }
+        announcement.at.pointee.generation.add(1, ordering: .sequentiallyConsistent)
+        wakeSleepers()
+    }
+
+    private func wakeSleepers() {
+        guard sleepers.at.pointee.load(ordering: .sequentiallyConsistent) > 0 else { return }
         pthread_mutex_lock(mutex)
         pthread_cond_broadcast(workCame)
         pthread_mutex_unlock(mutex)
     }
 
+    /// The next generation, once there is one.
     private func waitForWork(after seen: UInt64) -> UInt64 {
-        for _ in 0..<ComputePool.Limits.spins {
-            let current = generation.load(ordering: .sequentiallyConsistent)
-            if current != seen { return current }
-            tk_pause()
-        }
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        sleepers.add(1, ordering: .sequentiallyConsistent)
-        defer { sleepers.subtract(1, ordering: .sequentiallyConsistent) }
         while true {
-            let current = generation.load(ordering: .sequentiallyConsistent)
-            if current != seen { return current }
+            let begun = announcement.at.pointee.begun.load(ordering: .sequentiallyConsistent)
+            if spinOrYield(until: { hasWork(after: seen) }) { break }
+            sleep(after: seen, begun: begun)
+        }
+        return announcement.at.pointee.generation.load(ordering: .sequentiallyConsistent)
+    }
+
+    private func hasWork(after seen: UInt64) -> Bool {
+        announcement.at.pointee.generation.load(ordering: .acquiring) != seen
+    }
+
+    /// Sleeps until work or a `begin` later than `begun` comes.
+    private func sleep(after seen: UInt64, begun: UInt64) {
+        pthread_mutex_lock(mutex)
+        sleepers.at.pointee.add(1, ordering: .sequentiallyConsistent)
+        while announcement.at.pointee.generation.load(ordering: .sequentiallyConsistent) == seen,
+            announcement.at.pointee.begun.load(ordering: .sequentiallyConsistent) == begun
+        {
             pthread_cond_wait(workCame, mutex)
         }
+        sleepers.at.pointee.subtract(1, ordering: .sequentiallyConsistent)
+        pthread_mutex_unlock(mutex)
+    }
+
+    /// Whether the condition came true before it was time to sleep.
+    private func spinOrYield(until condition: () -> Bool) -> Bool {
+        for _ in 0..<ComputePool.Limits.spins {
+            if condition() { return true }
+            tk_pause()
+        }
+        for _ in 0..<ComputePool.Limits.yields {
+            guard announcement.at.pointee.isActive.load(ordering: .relaxed) else { return condition() }
+            sched_yield()
+            if condition() { return true }
+        }
+        return false
     }
 
     private func leave() {
-        let left = inside.subtract(1, ordering: .sequentiallyConsistent).newValue
-        guard left == 0, callerSleeps.load(ordering: .sequentiallyConsistent) else { return }
+        let left = inside.at.pointee.subtract(1, ordering: .sequentiallyConsistent).newValue
+        guard left == 0, callerSleeps.at.pointee.load(ordering: .sequentiallyConsistent) else { return }
         pthread_mutex_lock(mutex)
         pthread_cond_signal(allLeft)
         pthread_mutex_unlock(mutex)
     }
 
     private func waitUntilAllLeft() {
-        for _ in 0..<ComputePool.Limits.spins {
-            if inside.load(ordering: .sequentiallyConsistent) == 0 { return }
-            tk_pause()
-        }
+        if spinOrYield(until: { inside.at.pointee.load(ordering: .sequentiallyConsistent) == 0 }) { return }
         pthread_mutex_lock(mutex)
-        callerSleeps.store(true, ordering: .sequentiallyConsistent)
-        while inside.load(ordering: .sequentiallyConsistent) != 0 { pthread_cond_wait(allLeft, mutex) }
-        callerSleeps.store(false, ordering: .sequentiallyConsistent)
+        callerSleeps.at.pointee.store(true, ordering: .sequentiallyConsistent)
+        while inside.at.pointee.load(ordering: .sequentiallyConsistent) != 0 { pthread_cond_wait(allLeft, mutex) }
+        callerSleeps.at.pointee.store(false, ordering: .sequentiallyConsistent)
         pthread_mutex_unlock(mutex)
     }
 }

@@ -12,6 +12,8 @@ public protocol InferenceEngine: Sendable {
 public struct EngineOptions: Sendable {
     /// Compute threads, the caller included.
     public var threads = 1
+    /// Cores that the compute threads are pinned to, the caller's to the first; none where empty.
+    public var pinnedCores: [Int] = []
     /// The kernels to use; nil for the widest that the processor runs.
     public var kernels: KernelVariant?
     /// Called while loading with (bytes so far, bytes in all), from the loading thread.
@@ -19,6 +21,15 @@ public struct EngineOptions: Sendable {
     /// Tokens computed at once; a larger batch is worked off in parts of this many. Bounds scratch
     /// memory and changes no result.
     public var rowsMax = 512
+
+    /// What 16- and 32-bit matrices become while they are loaded: `q8_0` or `q4_0`, as
+    /// `BlockFormat.quantised` makes them; nil to keep them. Norms and biases stay as they are, and so do
+    /// matrices whose rows are no multiple of 32.
+    public var quantise: BlockFormat?
+    /// Whether bf16 matrices multiply with inputs rounded to bf16 where the processor has instructions
+    /// for that: about three times as fast, with a relative error of a few thousandths. Otherwise, and on
+    /// other processors, they multiply with f32 inputs.
+    public var bf16Products = true
 
     public init() {}
 }

@@ -1,9 +1,49 @@
+import CKernels
 import Glibc
 import ServingTypes
 
-/// The bytes of a worker's page pool: one page-aligned mapping, huge pages advised, zero at first.
+/// How cached keys and values are stored.
+public enum KVElementType: String, Hashable, Sendable, CaseIterable {
+    case f32
+    case f16
+    case bf16
+    /// Integers in -127 ... 127 with one f32 scale per token and head: largest magnitude / 127.
+    case int8
+
+    /// Bytes per element.
+    public var byteCount: Int {
+        switch self {
+        case .f32: 4
+        case .f16, .bf16: 2
+        case .int8: 1
+        }
+    }
+
+    /// Bytes beside each row of elements.
+    public var scaleByteCount: Int {
+        switch self {
+        case .f32, .f16, .bf16: 0
+        case .int8: 4
+        }
+    }
+
+    /// All names, for messages: "f32, f16, bf16, int8".
+    public static var names: String { allCases.map(\.rawValue).joined(separator: ", ") }
+
+    var code: tk_kv_element {
+        switch self {
+        case .f32: TK_KV_F32
+        case .f16: TK_KV_F16
+        case .bf16: TK_KV_BF16
+        case .int8: TK_KV_I8
+        }
+    }
+}
+
+/// The bytes of a worker's page pool: one mapping aligned to huge pages, which are advised; zero at first.
 ///
-/// A page holds one block's keys and values: `[layer][key, value][kvHead][token][dim]`, contiguous.
+/// A page holds one block's keys and values: `[layer][key, value][kvHead]`, and for each of these
+/// `[token][dim]` elements, then (int8) `[token]` scales; contiguous.
 ///
 /// Unchecked because of the pointer: the mapping is fixed from `init` to `deinit`, and who may read
 /// or write a slot when is the pool's business (KVPaging), not this type's.
@@ -15,9 +55,9 @@ public final class KVStore: @unchecked Sendable {
         public var layerCount: Int
         public var kvHeadCount: Int
         public var headDim: Int
-        public var elementType: ElementType
+        public var elementType: KVElementType
 
-        public init(blockTokens: Int, layerCount: Int, kvHeadCount: Int, headDim: Int, elementType: ElementType) {
+        public init(blockTokens: Int, layerCount: Int, kvHeadCount: Int, headDim: Int, elementType: KVElementType) {
             self.blockTokens = blockTokens
             self.layerCount = layerCount
             self.kvHeadCount = kvHeadCount
@@ -25,10 +65,10 @@ public final class KVStore: @unchecked Sendable {
             self.elementType = elementType
         }
 
-        /// One token's key (or value) of one head.
+        /// One token's key (or value) of one head, without its scale.
         public var rowBytes: Int { headDim * elementType.byteCount }
         /// One head's keys (or values) in one layer.
-        public var headBytes: Int { blockTokens * rowBytes }
+        public var headBytes: Int { blockTokens * (rowBytes + elementType.scaleByteCount) }
         /// Keys and values of one layer.
         public var layerBytes: Int { 2 * kvHeadCount * headBytes }
         /// A whole page.
@@ -53,6 +93,8 @@ public final class KVStore: @unchecked Sendable {
         static let bytesMax = 1 << 46
         /// Pages start at multiples of a cache line.
         static let pageAlignment = 64
+        /// The pool starts at a multiple of a huge page.
+        static let mappingAlignment = 1 << 21
     }
 
     public let layout: Layout
@@ -60,25 +102,29 @@ public final class KVStore: @unchecked Sendable {
     /// Bytes from one page to the next.
     public let slotBytes: Int
     let base: UnsafeMutableRawPointer
+    private let mapping: UnsafeMutableRawBufferPointer
 
     /// Maps the pool. Fails where the layout is out of range or the system has no memory.
     public init(layout: Layout, slotCount: Int) throws(ServingError) {
         slotBytes = try Self.checkedSlotBytes(layout, slotCount)
+        let bytes = slotBytes * slotCount
         let protection = PROT_READ | PROT_WRITE
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-        guard let mapped = mmap(nil, slotBytes * slotCount, protection, flags, -1, 0), mapped != MAP_FAILED else {
+        let reserved = bytes + Limits.mappingAlignment
+        guard let mapped = mmap(nil, reserved, protection, flags, -1, 0), mapped != MAP_FAILED else {
             throw ServingError(
-                .internalError, "page pool: the system refused \(slotBytes * slotCount) bytes for \(slotCount) pages",
+                .internalError, "page pool: the system refused \(bytes) bytes for \(slotCount) pages",
                 field: "blocks", blast: .process)
         }
-        madvise(mapped, slotBytes * slotCount, MADV_HUGEPAGE)
-        base = mapped
+        mapping = UnsafeMutableRawBufferPointer(start: mapped, count: reserved)
+        base = mapped.alignedUp(toMultipleOf: Limits.mappingAlignment)
+        madvise(base, bytes, MADV_HUGEPAGE)
         self.layout = layout
         self.slotCount = slotCount
     }
 
     deinit {
-        munmap(base, slotBytes * slotCount)
+        munmap(mapping.baseAddress, mapping.count)
     }
 
     /// The bytes of one block; the same address for the store's life. `slot` is one of the pool's.

@@ -27,6 +27,10 @@ public enum KernelVariant: String, Hashable, Sendable, CaseIterable {
 public struct Kernels: @unchecked Sendable {
     public let variant: KernelVariant
     let table: UnsafePointer<tk_kernels>
+    /// Products with packed matrices: the widest instructions within the variant that the processor has.
+    let packed: UnsafePointer<tk_packed_kernels>
+    /// Whether `packed` multiplies bf16 weights; elsewhere they stay in rows and multiply as f32.
+    let multipliesBF16: Bool
 
     /// The plain table, which every machine runs.
     public static let scalar = Kernels(variant: .scalar, table: tk_kernels_scalar())
@@ -34,6 +38,24 @@ public struct Kernels: @unchecked Sendable {
     private init(variant: KernelVariant, table: UnsafePointer<tk_kernels>) {
         self.variant = variant
         self.table = table
+        (packed, multipliesBF16) = Self.packed(variant)
+    }
+
+    private static func packed(_ variant: KernelVariant) -> (UnsafePointer<tk_packed_kernels>, Bool) {
+        switch variant {
+        case .scalar:
+            // 64-bit Arm has no variant of its own: plain kernels, and packed products by its dot product.
+            if tk_cpu_has_neon_dot() != 0, let table = tk_packed_neon() { return (table, false) }
+        case .avx2:
+            if tk_cpu_has_avxvnni() != 0, let table = tk_packed_avxvnni() { return (table, false) }
+            if let table = tk_packed_avx2() { return (table, false) }
+        case .avx512:
+            if tk_cpu_has_avx512vnni() != 0, let table = tk_packed_avx512vnni() {
+                return (table, tk_cpu_has_avx512bf16() != 0)
+            }
+            return packed(.avx2)
+        }
+        return (tk_packed_scalar(), false)
     }
 
     /// nil where this processor does not run the variant.

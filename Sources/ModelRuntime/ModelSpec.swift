@@ -125,4 +125,21 @@ public protocol TensorSource: AnyObject, Sendable {
     func tensor(named name: String) throws(ServingError) -> TensorView?
     /// All names, sorted.
     var tensorNames: [String] { get }
+    /// The tensor as the source stores it, quantised blocks and all; nil and errors as above. Where
+    /// a source has nothing but elements, the default serves.
+    func storedTensor(named name: String) throws(ServingError) -> StoredTensor?
+    /// The caller has a copy of the tensor and reads it no more, so its memory may be given back; asked
+    /// for again it is read again.
+    func release(named name: String)
+}
+
+extension TensorSource {
+    public func storedTensor(named name: String) throws(ServingError) -> StoredTensor? {
+        try tensor(named: name).map { view in
+            StoredTensor(
+                base: view.base, byteCount: view.byteCount, shape: view.shape, format: .elements(view.type))
+        }
+    }
+
+    public func release(named name: String) {}
 }

@@ -1,14 +1,34 @@
 import CKernels
 import ServingTypes
 
-/// A matrix in mapped memory: `[rows][columns]`, the shape of a projection's `[out][in]`.
+/// A projection's matrix `[rows][columns]`, its outputs by its inputs.
 struct Matrix {
-    var base: UnsafeRawPointer
+    enum Layout {
+        /// As the source has it in memory, row after row.
+        case rows(UnsafeRawPointer, ElementType)
+        case packed(tk_packed, PackedFormat)
+    }
+
     var rows: Int
     var columns: Int
-    var type: ElementType
+    var layout: Layout
 
-    func row(_ index: Int) -> UnsafeRawPointer { base + index * columns * type.byteCount }
+    /// How inputs are prepared for it.
+    var inputForm: InputForms {
+        switch layout {
+        case .rows: .floats
+        case .packed(_, let format): format.inputForm
+        }
+    }
+
+    /// For the variant's name: `f32`, `q8_0`; `bf16x2` for products of bf16 pairs.
+    var formatName: String {
+        switch layout {
+        case .rows(_, let type): type.rawValue
+        case .packed(_, .bf16): "bf16x2"
+        case .packed(_, let format): format.rawValue
+        }
+    }
 }
 
 /// A projection with its bias, if it has one.
@@ -29,120 +49,295 @@ struct LayerWeights {
     var gate: Projection
     var up: Projection
     var down: Projection
+
+    /// How the inputs of queries, keys and values are prepared, and so on.
+    var attentionForms: InputForms {
+        [query.matrix.inputForm, key.matrix.inputForm, value.matrix.inputForm]
+    }
+    var outputForms: InputForms { output.matrix.inputForm }
+    var mlpForms: InputForms { [gate.matrix.inputForm, up.matrix.inputForm] }
+    var downForms: InputForms { down.matrix.inputForm }
+
+    var projections: [Projection] { [query, key, value, output, gate, up, down] }
 }
 
-/// All weights of a model by role, shapes checked. Matrices stay where their source mapped them;
-/// vectors (norms, biases) are expanded to f32 here.
+/// Where the vectors of tokens come from.
+enum EmbeddingTable {
+    case rows(UnsafeRawPointer, ElementType)
+    case blocks(UnsafeRawPointer, BlockFormat)
+    /// The output projection's matrix.
+    case packed(tk_packed)
+}
+
+/// All weights of a model by role, shapes checked. With `packing`, matrices that have a packed format
+/// are copied to panels and their source pages released; the others stay where their source mapped
+/// them. Vectors (norms, biases) are expanded to f32 here.
 ///
 /// Unchecked because of the pointers: everything is written in `init` and read-only after it, and
 /// the source is kept.
 final class ModelWeights: @unchecked Sendable {
-    private(set) var embedding: Matrix
+    private(set) var embedding: EmbeddingTable
     private(set) var head: Projection
     private(set) var finalNorm: UnsafePointer<Float>
     private(set) var layers: [LayerWeights]
+    /// Bytes of the packed matrices.
+    let packedBytes: Int
+    private let hiddenSize: Int
     private let reader: WeightReader
 
-    /// Looks up, checks and touches every tensor the spec asks for. `progress` is called after each
-    /// with (bytes so far, bytes in all).
+    /// How matrices are packed, and by whom.
+    struct Packing {
+        var kernels: Kernels
+        var pool: ComputePool
+        /// What 16- and 32-bit matrices become; nil to keep them.
+        var quantise: BlockFormat?
+        /// Whether bf16 matrices are packed.
+        var packsBF16: Bool
+    }
+
+    /// Looks up and checks every tensor the spec asks for, and packs. `progress` is called with
+    /// (bytes so far, bytes in all), from this thread.
     init(
-        spec: ModelSpec, source: any TensorSource, progress: (@Sendable (Int, Int) -> Void)?
+        spec: ModelSpec, source: any TensorSource, packing: Packing?, progress: (@Sendable (Int, Int) -> Void)?
     ) throws(ServingError) {
-        let reader = WeightReader(source: source, spec: spec, progress: progress)
-        embedding = try reader.matrix("model.embed_tokens.weight", spec.vocabularySize, spec.hiddenSize)
+        let reader = try WeightReader(source: source, spec: spec, packing: packing, progress: progress)
+        hiddenSize = spec.hiddenSize
+        let table = WeightNames.embedding
+        let headName = spec.tiedEmbeddings ? table : WeightNames.head
+        head = Projection(matrix: try reader.matrix(headName, spec.vocabularySize, spec.hiddenSize), bias: nil)
+        if spec.tiedEmbeddings {
+            switch head.matrix.layout {
+            case .rows(let base, let type): embedding = .rows(base, type)
+            case .packed(let packed, _): embedding = .packed(packed)
+            }
+        } else {
+            embedding = try reader.embedding(table, spec.vocabularySize, spec.hiddenSize)
+        }
         var layers: [LayerWeights] = []
         for index in 0..<spec.layerCount { layers.append(try reader.layer(index)) }
         self.layers = layers
         finalNorm = try reader.vector("model.norm.weight", spec.hiddenSize)
-        if spec.tiedEmbeddings {
-            head = Projection(matrix: embedding, bias: nil)
-        } else {
-            head = Projection(
-                matrix: try reader.matrix("lm_head.weight", spec.vocabularySize, spec.hiddenSize), bias: nil)
-        }
         self.reader = reader
+        packedBytes = reader.packedBytes
+    }
+
+    /// The vector of one token, `hiddenSize` values.
+    func embedRow(_ token: Int, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {
+        switch embedding {
+        case .rows(let base, let type):
+            let row = base + token * hiddenSize * type.byteCount
+            kernels.table.pointee.widen(values, row, type.code, hiddenSize)
+        case .blocks(let base, let format):
+            let blocks = hiddenSize / format.valueCount
+            format.dequantise(base + token * blocks * format.byteCount, into: values, blocks: blocks)
+        case .packed(let packed):
+            withUnsafePointer(to: packed) { tk_unpack_row(values, $0, token) }
+        }
+    }
+
+    /// Formats of the matrices in use, sorted: `["bf16", "q8_0"]`.
+    var formatNames: [String] {
+        let matrices = layers.flatMap { $0.projections.map(\.matrix) } + [head.matrix]
+        return Set(matrices.map(\.formatName)).sorted()
     }
 }
 
-/// Reads tensors one by one; owns the expanded vectors.
+/// Hugging Face's names of a model's tensors.
+private enum WeightNames {
+    static let embedding = "model.embed_tokens.weight"
+    static let head = "lm_head.weight"
+
+    static func layer(_ index: Int) -> String { "model.layers.\(index)." }
+
+    /// The projections of a layer: name without ending, outputs, inputs.
+    static func projections(_ spec: ModelSpec, _ index: Int) -> [(name: String, rows: Int, columns: Int)] {
+        let queries = spec.headCount * spec.headDim
+        let keys = spec.kvHeadCount * spec.headDim
+        let hidden = spec.hiddenSize
+        let shapes = [
+            ("self_attn.q_proj", queries, hidden), ("self_attn.k_proj", keys, hidden),
+            ("self_attn.v_proj", keys, hidden), ("self_attn.o_proj", hidden, queries),
+            ("mlp.gate_proj", spec.ffnSize, hidden), ("mlp.up_proj", spec.ffnSize, hidden),
+            ("mlp.down_proj", hidden, spec.ffnSize),
+        ]
+        return shapes.map { (layer(index) + $0.0, $0.1, $0.2) }
+    }
+}
+
+/// Reads tensors one by one and packs matrices; owns the packed copy and the expanded vectors.
 private final class WeightReader {
     private let source: any TensorSource
     private let spec: ModelSpec
+    private let packing: ModelWeights.Packing?
     private let progress: (@Sendable (Int, Int) -> Void)?
     private var loadedBytes = 0
-    private let totalBytes: Int
+    private var totalBytes = 0
     private var vectors: [UnsafeMutablePointer<Float>] = []
+    /// What is packed, by name, and where.
+    private var plans: [String: PackingPlan] = [:]
+    private var arena: PackedArena?
 
-    init(source: any TensorSource, spec: ModelSpec, progress: (@Sendable (Int, Int) -> Void)?) {
+    private enum Limits {
+        /// Packed bytes of one part of the work, about.
+        static let partBytes = 512 << 10
+    }
+
+    init(
+        source: any TensorSource, spec: ModelSpec, packing: ModelWeights.Packing?,
+        progress: (@Sendable (Int, Int) -> Void)?
+    ) throws(ServingError) {
         self.source = source
         self.spec = spec
+        self.packing = packing
         self.progress = progress
-        totalBytes = progress == nil ? 0 : Self.expectedBytes(source)
+        if progress != nil { totalBytes = Self.expectedBytes(source) }
+        guard packing != nil else { return }
+        var bytes = 0
+        let head = spec.tiedEmbeddings ? WeightNames.embedding : WeightNames.head
+        try plan(head, spec.vocabularySize, spec.hiddenSize, &bytes)
+        for index in 0..<spec.layerCount {
+            for projection in WeightNames.projections(spec, index) {
+                try plan(projection.name + ".weight", projection.rows, projection.columns, &bytes)
+            }
+        }
+        if bytes > 0 { arena = try PackedArena(byteCount: bytes) }
     }
 
     deinit {
         for vector in vectors { vector.deallocate() }
     }
 
+    var packedBytes: Int { arena?.byteCount ?? 0 }
+
     private static func expectedBytes(_ source: any TensorSource) -> Int {
         source.tensorNames.reduce(0) { sum, name in
-            let view = try? source.tensor(named: name)
-            return sum + (view?.byteCount ?? 0)
+            let stored = try? source.storedTensor(named: name)
+            return sum + (stored?.byteCount ?? 0)
         }
     }
 
-    func layer(_ index: Int) throws(ServingError) -> LayerWeights {
-        let prefix = "model.layers.\(index)."
-        let attention = prefix + "self_attn."
-        let mlp = prefix + "mlp."
-        let queries = spec.headCount * spec.headDim
-        let keys = spec.kvHeadCount * spec.headDim
-        return LayerWeights(
-            attentionNorm: try vector(prefix + "input_layernorm.weight", spec.hiddenSize),
-            query: try projection(attention + "q_proj", queries, spec.hiddenSize, bias: spec.attentionBias),
-            key: try projection(attention + "k_proj", keys, spec.hiddenSize, bias: spec.attentionBias),
-            value: try projection(attention + "v_proj", keys, spec.hiddenSize, bias: spec.attentionBias),
-            queryNorm: spec.qkNorm ? try vector(attention + "q_norm.weight", spec.headDim) : nil,
-            keyNorm: spec.qkNorm ? try vector(attention + "k_norm.weight", spec.headDim) : nil,
-            output: try projection(attention + "o_proj", spec.hiddenSize, queries, bias: spec.outputBias),
-            mlpNorm: try vector(prefix + "post_attention_layernorm.weight", spec.hiddenSize),
-            gate: try projection(mlp + "gate_proj", spec.ffnSize, spec.hiddenSize, bias: spec.mlpBias),
-            up: try projection(mlp + "up_proj", spec.ffnSize, spec.hiddenSize, bias: spec.mlpBias),
-            down: try projection(mlp + "down_proj", spec.hiddenSize, spec.ffnSize, bias: spec.mlpBias))
+    // MARK: What is packed
+
+    /// Adds the tensor to the plans where it has a packed format; one that is missing is found out later.
+    private func plan(_ name: String, _ rows: Int, _ columns: Int, _ bytes: inout Int) throws(ServingError) {
+        guard let stored = try source.storedTensor(named: name), let (format, quantises) = packedFormat(stored, columns)
+        else { return }
+        try check(name, stored.shape, [rows, columns])
+        guard let rowBytes = stored.format.rowBytes(columns), stored.byteCount == rows * rowBytes else {
+            throw ServingError(
+                .malformed, "\(name): \(stored.byteCount) bytes do not hold the shape \(stored.shape)", field: name,
+                blast: .process)
+        }
+        let plan = PackingPlan(
+            name: name, stored: stored, rows: rows, columns: columns, format: format, quantises: quantises,
+            offset: bytes)
+        plans[name] = plan
+        bytes += plan.byteCount
     }
 
-    func projection(_ name: String, _ rows: Int, _ columns: Int, bias: Bool) throws(ServingError) -> Projection {
+    /// nil for what stays in rows: f32 and f16, and bf16 where the kernels do not multiply it.
+    private func packedFormat(_ stored: StoredTensor, _ columns: Int) -> (PackedFormat, quantises: Bool)? {
+        guard let packing else { return nil }
+        switch stored.format {
+        case .blocks(let format): return (PackedFormat(format), false)
+        case .elements(let type):
+            if let wanted = packing.quantise.map(PackedFormat.init), wanted.takes(columns: columns) {
+                return (wanted, true)
+            }
+            return type == .bf16 && packing.packsBF16 ? (.bf16, false) : nil
+        }
+    }
+
+    private func pack(_ plan: PackingPlan) -> tk_packed? {
+        guard let arena, let packing else { return nil }
+        let perPart = max(1, Limits.partBytes / plan.format.panelBytes(plan.columns))
+        packing.pool.run((plan.panelCount + perPart - 1) / perPart) { part, _ in
+            let first = part * perPart
+            plan.pack(first..<min(plan.panelCount, first + perPart), to: arena.base, kernels: packing.kernels)
+        }
+        source.release(named: plan.name)
+        return tk_packed(
+            panels: (arena.base + plan.offset).assumingMemoryBound(to: UInt8.self), outputs: plan.rows,
+            inputs: plan.columns, format: plan.format.code)
+    }
+
+    // MARK: Tensors by role
+
+    func layer(_ index: Int) throws(ServingError) -> LayerWeights {
+        let prefix = WeightNames.layer(index)
+        let shapes = WeightNames.projections(spec, index)
+        let biases =
+            [spec.attentionBias, spec.attentionBias, spec.attentionBias, spec.outputBias]
+            + [spec.mlpBias, spec.mlpBias, spec.mlpBias]
+        let projection = { (number: Int) throws(ServingError) -> Projection in
+            try self.projection(shapes[number].name, shapes[number].rows, shapes[number].columns, bias: biases[number])
+        }
+        return LayerWeights(
+            attentionNorm: try vector(prefix + "input_layernorm.weight", spec.hiddenSize),
+            query: try projection(0), key: try projection(1), value: try projection(2),
+            queryNorm: spec.qkNorm ? try vector(prefix + "self_attn.q_norm.weight", spec.headDim) : nil,
+            keyNorm: spec.qkNorm ? try vector(prefix + "self_attn.k_norm.weight", spec.headDim) : nil,
+            output: try projection(3),
+            mlpNorm: try vector(prefix + "post_attention_layernorm.weight", spec.hiddenSize),
+            gate: try projection(4), up: try projection(5), down: try projection(6))
+    }
+
+    private func projection(_ name: String, _ rows: Int, _ columns: Int, bias: Bool) throws(ServingError) -> Projection
+    {
         Projection(
             matrix: try matrix(name + ".weight", rows, columns), bias: bias ? try vector(name + ".bias", rows) : nil)
     }
 
     func matrix(_ name: String, _ rows: Int, _ columns: Int) throws(ServingError) -> Matrix {
-        let view = try tensor(name, [rows, columns])
-        return Matrix(base: view.base, rows: rows, columns: columns, type: view.type)
+        if let plan = plans[name], let packed = pack(plan) {
+            report(plan.stored.byteCount)
+            return Matrix(rows: rows, columns: columns, layout: .packed(packed, plan.format))
+        }
+        let view = try tensor(name, [rows, columns], touched: true)
+        return Matrix(rows: rows, columns: columns, layout: .rows(view.base, view.type))
+    }
+
+    /// A table of which single rows are read: left where it is.
+    func embedding(_ name: String, _ rows: Int, _ columns: Int) throws(ServingError) -> EmbeddingTable {
+        if packing != nil, let stored = try source.storedTensor(named: name), case .blocks(let format) = stored.format,
+            stored.interleavedHeadDim == nil
+        {
+            try check(name, stored.shape, [rows, columns])
+            return .blocks(stored.base, format)
+        }
+        let view = try tensor(name, [rows, columns], touched: false)
+        return .rows(view.base, view.type)
     }
 
     func vector(_ name: String, _ count: Int) throws(ServingError) -> UnsafePointer<Float> {
-        let view = try tensor(name, [count])
+        let view = try tensor(name, [count], touched: true)
         let floats = UnsafeMutablePointer<Float>.allocate(capacity: count)
         vectors.append(floats)
         tk_kernels_scalar().pointee.widen(floats, view.base, view.type.code, count)
         return UnsafePointer(floats)
     }
 
-    private func tensor(_ name: String, _ shape: [Int]) throws(ServingError) -> TensorView {
+    private func tensor(_ name: String, _ shape: [Int], touched: Bool) throws(ServingError) -> TensorView {
         guard let view = try source.tensor(named: name) else {
             throw ServingError(
                 .malformed, "\(name): no such tensor, expected one of shape \(shape)", field: name, blast: .process)
         }
-        guard view.shape == shape else {
-            throw ServingError(
-                .malformed, "\(name): shape \(view.shape), expected \(shape)", field: name, blast: .process)
-        }
-        if let progress {
-            _ = tk_touch(view.base, view.byteCount)
-            loadedBytes += view.byteCount
-            progress(loadedBytes, totalBytes)
-        }
+        try check(name, view.shape, shape)
+        if progress != nil, touched { _ = tk_touch(view.base, view.byteCount) }
+        report(view.byteCount)
         return view
+    }
+
+    private func check(_ name: String, _ shape: [Int], _ expected: [Int]) throws(ServingError) {
+        guard shape == expected else {
+            throw ServingError(
+                .malformed, "\(name): shape \(shape), expected \(expected)", field: name, blast: .process)
+        }
+    }
+
+    private func report(_ bytes: Int) {
+        guard let progress else { return }
+        loadedBytes += bytes
+        progress(min(loadedBytes, totalBytes), totalBytes)
     }
 }

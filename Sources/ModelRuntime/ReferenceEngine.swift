@@ -24,7 +24,7 @@ public final class ReferenceEngine: InferenceEngine, @unchecked Sendable {
         }
         self.spec = spec
         self.store = store
-        weights = try ModelWeights(spec: spec, source: source, progress: nil)
+        weights = try ModelWeights(spec: spec, source: source, packing: nil, progress: nil)
         frequencies = RotaryFrequencies(spec: spec)
         checker = StepChecker(spec: spec, slotCount: store.slotCount, blockTokens: store.layout.blockTokens)
     }
@@ -58,8 +58,11 @@ public final class ReferenceEngine: InferenceEngine, @unchecked Sendable {
 
     private func forward(_ entry: StepEntry, _ index: Int) -> [Float] {
         let position = entry.startPosition + index
-        let embedding = weights.embedding
-        var hidden = expand(embedding.row(Int(entry.tokens[index].value)), embedding.type, spec.hiddenSize)
+        var hidden = [Float](unsafeUninitializedCapacity: spec.hiddenSize) { values, count in
+            count = spec.hiddenSize
+            guard let base = values.baseAddress else { return }
+            weights.embedRow(Int(entry.tokens[index].value), into: base, .scalar)
+        }
         for (layer, layerWeights) in weights.layers.enumerated() {
             let attended = attention(layer, layerWeights, hidden, position, entry.blockTable)
             hidden = zip(hidden, attended).map { $0 + $1 }
@@ -133,8 +136,9 @@ public final class ReferenceEngine: InferenceEngine, @unchecked Sendable {
 
     private func multiply(_ projection: Projection, _ input: [Float]) -> [Float] {
         let matrix = projection.matrix
+        guard case .rows(let base, let type) = matrix.layout else { return [] }
         return (0..<matrix.rows).map { output in
-            let sum = dot(matrix.row(output), matrix.type, input)
+            let sum = dot(base + output * matrix.columns * type.byteCount, type, input)
             return Float(sum) + (projection.bias.map { $0[output] } ?? 0)
         }
     }
@@ -175,10 +179,6 @@ public final class ReferenceEngine: InferenceEngine, @unchecked Sendable {
             result[index + half] = head[index + half] * cosine + head[index] * sine
         }
         return result
-    }
-
-    private func expand(_ base: UnsafeRawPointer, _ type: ElementType, _ count: Int) -> [Float] {
-        (0..<count).map { Self.element(base, type, $0) }
     }
 
     private static func element(_ base: UnsafeRawPointer, _ type: ElementType, _ index: Int) -> Float {

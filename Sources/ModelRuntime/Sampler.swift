@@ -108,9 +108,7 @@ public struct Sampler: Sendable {
     }
 
     private func largest(_ logits: UnsafeMutableBufferPointer<Float>) -> Int {
-        var best = 0
-        for index in logits.indices where logits[index] > logits[best] { best = index }
-        return best
+        logits.baseAddress.map { tk_argmax($0, logits.count) } ?? 0
     }
 
     /// A token that may be drawn; weights are relative to the largest, which is 1.
@@ -225,15 +223,9 @@ public struct Sampler: Sendable {
     }
 
     private func pick(_ weights: UnsafeMutableBufferPointer<Float>, _ draw: Double) -> Int? {
-        var total = 0.0
-        for weight in weights { total += Double(weight) }
-        let target = draw * total
-        var sum = 0.0
-        for index in weights.indices {
-            sum += Double(weights[index])
-            if sum > target { return index }
-        }
-        return weights.lastIndex { $0 > 0 }
+        guard let base = weights.baseAddress else { return nil }
+        let picked = tk_pick(base, weights.count, draw)
+        return picked < weights.count ? picked : weights.lastIndex { $0 > 0 }
     }
 
     // MARK: - Randomness

@@ -15,6 +15,15 @@ struct PrefillJob: Sendable {
     var ending: Ending?
     var outgoing: Outgoing
 
+    /// Nobody's: what a free place in the table of jobs holds.
+    static let vacant = PrefillJob(
+        order: AssignPrefill(
+            transfer: TransferID(job: JobID(high: 0, low: 0), attempt: Attempt(0)), tenant: TenantID(""), tokens: [],
+            promptTokens: 0, pageIDs: [], sampling: SamplingParameters(), wanted: [],
+            target: WorkerRef(id: WorkerID(""), epoch: Epoch(0)), targetHost: "", targetPort: 0, path: .direct,
+            creditBytes: 0, lease: .zero), table: .vacant,
+        outgoing: Outgoing(wanted: [], credit: 0, lease: .zero, at: .zero))
+
     enum Phase: Sendable {
         case queued
         case computing

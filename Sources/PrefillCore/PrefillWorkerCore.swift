@@ -15,7 +15,7 @@ public struct PrefillWorkerCore: Sendable {
     var actions: [PrefillAction] = []
 
     var pool: BlockPool
-    var jobs: [TransferID: PrefillJob] = [:]
+    var jobs = SlotTable<TransferID, PrefillJob>(vacant: PrefillJob.vacant)
     /// All jobs by arrival; they are computed in this order.
     var arrivals: [TransferID] = []
     var current: [JobID: TransferID] = [:]
@@ -119,6 +119,7 @@ public struct PrefillWorkerCore: Sendable {
         expireLeases()
         renewLeases()
         tendPeers()
+        guard membership.owesHeartbeat(at: now) else { return }
         let load = load
         if let beat = membership.heartbeat(at: now, load: load) { actions.append(.sendToCoordinator(beat)) }
     }

@@ -4,70 +4,169 @@ import ServingTypes
 public enum InnerDiscipline: String, Hashable, Sendable, CaseIterable {
     /// In order of arrival; a running job is never preempted by another of its pool.
     case fcfs
-    /// FastServe's skip-join multi-level feedback queue (scheduling.md §1.2).
+    /// The job that is predicted to take the least time first; a running job goes on.
+    case shortestPredicted
+    /// The job with the least remaining time first, preempting; needs the true output length.
+    case shortestRemaining
+    /// FastServe's skip-join multi-level feedback queue (scheduling.md §1.2, §1.5).
     case skipJoin
+    /// By the Gittins index over the output lengths that the pool's jobs turned out to have
+    /// (scheduling.md §4.4): first come first served where lengths are alike, short jobs first where
+    /// old jobs tend to last.
+    case gittins
+}
+
+/// What a job's output is charged under virtual counters.
+public enum LengthCharge: Hashable, Sendable {
+    /// Each token as it is produced.
+    case perToken
+    /// At selection, the mean of the tenant's last completed lengths; settled exactly later
+    /// (Algorithm 3 of VTC).
+    case predicted
+    /// At selection, the true length; simulation only.
+    case known
 }
 
 /// Which rule orders everything.
 public enum Discipline: Hashable, Sendable {
-    case fcfs
-    case skipJoin
-    /// Virtual token counters at admission; nothing is preempted (scheduling.md §3.2).
-    case virtualCounters
+    /// All jobs in one pool; tenants do not matter.
+    case pooled(InnerDiscipline)
+    /// First come first served among those that a limit of requests per minute and tenant lets in.
+    /// A tenant beyond its limit is refused, as in VTC's baseline, or waits.
+    case requestRate(refuses: Bool)
+    /// VTC without lifts: credit is hoarded. A baseline.
+    case leastCounter
+    /// Virtual token counters at admission; nothing is preempted (scheduling.md §3.2, and with an
+    /// inner discipline design D of §4.2).
+    case virtualCounters(inner: InnerDiscipline, lengths: LengthCharge)
     /// The tenant with the least virtual counter at every slot, with hysteresis theta for tenants
     /// already running; inside a tenant the inner discipline (scheduling.md §4.3, design C).
     case fairShare(inner: InnerDiscipline)
+}
+
+/// The two readings of the feedback queue (scheduling.md §1.2 and §1.5).
+public enum FeedbackRules: Hashable, Sendable {
+    /// First in first out inside a level; a spent job falls to the level that covers its next
+    /// iteration; promotion by a budget of slots.
+    case paper
+    /// Survivors and demoted jobs return to the front one by one, one level a time, strictly beyond
+    /// the quantum; every 1000th decision all that have waited for `promotionAge` go to the front of
+    /// level 0 and keep their attained time.
+    case artifact
+}
+
+/// What a tenant's counter counts.
+public enum Counting: Hashable, Sendable {
+    /// `promptWeight` and `outputWeight` units per token, added up: VTC's service.
+    case combined
+    /// The larger of its shares of prefill and of decode (dominant resource fairness, scheduling.md
+    /// §4.6), in units per token of each, which should be as the inverse throughputs of the roles.
+    /// `dovetail` units is how far the smaller share may lag, to be used later.
+    case dominantShare(promptUnits: Int64, outputUnits: Int64, dovetail: Int64)
 }
 
 /// Every constant of the scheduling policy.
 public struct PolicyConfiguration: Hashable, Sendable {
     public var discipline: Discipline = .fairShare(inner: .fcfs)
 
+    // The feedback queue.
+    public var feedback: FeedbackRules = .paper
     /// Quantum of level 0; should be near the least decode iteration.
     public var baseQuantum: TimeSpan = .milliseconds(10)
     /// Each level's quantum over that of the level before.
     public var quantumRatio: Int64 = 2
     public var levelsMax = 16
-    /// A job that has waited this long may be promoted.
+
+    // Promotion, of the feedback queue and of the Gittins index.
+    /// A job that has waited this long in one stretch has aged.
     public var promotionAge: TimeSpan = .milliseconds(300)
-    /// At most every n-th pick is a promotion: a budget of slots, since promotion by time alone
-    /// collapses under overload (scheduling.md §2.6).
+    /// One in so many slots and picks goes to the oldest aged job; 0 none, 1 all. A budget, since
+    /// promotion by time alone collapses under overload (scheduling.md §2.6).
     public var promotionPeriod = 4
 
+    // Fairness.
     /// Service units per computed prompt token and per output token.
     public var promptWeight: Int64 = 1
     public var outputWeight: Int64 = 2
+    public var counting = Counting.combined
     /// Units by which a waiting tenant's counter must be lower before it displaces a running one.
     public var theta: Int64 = 2000
+    /// Whether a newcomer whom nobody waits beside is lifted to who waited last. VTC's artifact does
+    /// not, and exceeds its bound (scheduling.md §3.4).
+    public var liftsWhenNobodyWaits = true
     /// Entitlements of tenants that are not 1; a counter grows by units / weight.
     public var weights: [TenantID: Double] = [:]
     /// Tenants whose counters are remembered.
     public var tenantsMax = 4096
+    /// Of `requestRate`: accepted requests of one tenant in any 60 seconds.
+    public var requestsPerMinute = 30
+
+    // Learning of output lengths.
+    /// Completions between two builds of a pool's table, and before its first.
+    public var rebuildCompletions = 64
+    public var samplesMin = 32
+    /// Each build keeps all but one in `2^decayShift` of the older weight.
+    public var decayShift = 3
+    /// How much sooner a running job counts as done than one that waits: what an exchange costs.
+    public var runningBonus: TimeSpan = .milliseconds(500)
+    /// Completed lengths whose mean predicts the next one (`vtc-predict`, `sjf`).
+    public var predictionWindow = 5
 
     public init() {}
 
-    /// Reads `fcfs`, `mlfq`, `vtc`, `fair` or `fair-mlfq`; nil for anything else.
+    /// A policy by name, of `names` or `clairvoyantNames`; nil for anything else.
     public init?(named name: String) {
-        switch name {
-        case "fcfs": discipline = .fcfs
-        case "mlfq": discipline = .skipJoin
-        case "vtc": discipline = .virtualCounters
-        case "fair": discipline = .fairShare(inner: .fcfs)
-        case "fair-mlfq": discipline = .fairShare(inner: .skipJoin)
-        default: return nil
+        guard let named = Self.table.first(where: { $0.name == name }) else { return nil }
+        discipline = named.discipline
+        feedback = named.feedback
+        if feedback == .artifact { promotionAge = .seconds(3) }
+        if case .fairShare(let inner) = discipline, inner.preempts {
+            // Tenants already bound what a job can wait; a larger budget costs short jobs more than it
+            // gives old ones (replay of scheduling.md §4.4 with these policies).
+            promotionAge = .seconds(3)
+            promotionPeriod = 8
         }
     }
 
-    public static let names = ["fcfs", "mlfq", "vtc", "fair", "fair-mlfq"]
+    /// Those that a live coordinator can run.
+    public static let names = table.filter { !isClairvoyant($0.discipline) }.map(\.name)
+    /// Those that must be told each job's true output length: for simulations.
+    public static let clairvoyantNames = table.filter { isClairvoyant($0.discipline) }.map(\.name)
 
     /// The name that `init(named:)` reads.
     public var name: String {
+        let exact = Self.table.first { $0.discipline == discipline && $0.feedback == feedback }
+        return (exact ?? Self.table.first { $0.discipline == discipline })?.name ?? "custom"
+    }
+
+    private static let table: [(name: String, discipline: Discipline, feedback: FeedbackRules)] = [
+        ("fcfs", .pooled(.fcfs), .paper),
+        ("sjf", .pooled(.shortestPredicted), .paper),
+        ("srpt", .pooled(.shortestRemaining), .paper),
+        ("mlfq", .pooled(.skipJoin), .paper),
+        ("mlfq-artifact", .pooled(.skipJoin), .artifact),
+        ("gittins", .pooled(.gittins), .paper),
+        ("rpm", .requestRate(refuses: true), .paper),
+        ("rpm-queue", .requestRate(refuses: false), .paper),
+        ("lcf", .leastCounter, .paper),
+        ("vtc", .virtualCounters(inner: .fcfs, lengths: .perToken), .paper),
+        ("vtc-predict", .virtualCounters(inner: .fcfs, lengths: .predicted), .paper),
+        ("vtc-oracle", .virtualCounters(inner: .fcfs, lengths: .known), .paper),
+        ("vtc-mlfq", .virtualCounters(inner: .skipJoin, lengths: .perToken), .paper),
+        ("fair", .fairShare(inner: .fcfs), .paper),
+        ("fair-mlfq", .fairShare(inner: .skipJoin), .paper),
+        ("fair-gittins", .fairShare(inner: .gittins), .paper),
+        ("fair-srpt", .fairShare(inner: .shortestRemaining), .paper),
+    ]
+
+    /// Whether jobs must carry their true output length.
+    public var isClairvoyant: Bool { Self.isClairvoyant(discipline) }
+
+    private static func isClairvoyant(_ discipline: Discipline) -> Bool {
         switch discipline {
-        case .fcfs: "fcfs"
-        case .skipJoin: "mlfq"
-        case .virtualCounters: "vtc"
-        case .fairShare(.fcfs): "fair"
-        case .fairShare(.skipJoin): "fair-mlfq"
+        case .pooled(let inner), .fairShare(let inner): inner == .shortestRemaining
+        case .virtualCounters(let inner, let lengths): inner == .shortestRemaining || lengths == .known
+        case .requestRate, .leastCounter: false
         }
     }
 
@@ -91,24 +190,68 @@ public struct PolicyConfiguration: Hashable, Sendable {
 
     var inner: InnerDiscipline {
         switch discipline {
-        case .fcfs, .virtualCounters: .fcfs
-        case .skipJoin: .skipJoin
-        case .fairShare(let inner): inner
+        case .pooled(let inner), .virtualCounters(let inner, _), .fairShare(let inner): inner
+        case .requestRate, .leastCounter: .fcfs
         }
     }
 
-    var separatesTenants: Bool {
+    /// Whether tenants are ordered by their counters; hints then hold inside a tenant.
+    public var separatesTenants: Bool {
         switch discipline {
-        case .fcfs, .skipJoin: false
-        case .virtualCounters, .fairShare: true
+        case .pooled, .requestRate: false
+        case .leastCounter, .virtualCounters, .fairShare: true
         }
     }
 
     /// Whether a running job may have to give its slot to another.
     public var preemptsRunning: Bool {
         switch discipline {
-        case .fcfs, .virtualCounters: false
-        case .skipJoin, .fairShare: true
+        case .pooled(let inner): inner.preempts
+        case .fairShare: true
+        case .requestRate, .leastCounter, .virtualCounters: false
         }
     }
+
+    /// Whether preempted and held jobs count as waiting, as design C needs; plain counters look at
+    /// the queue alone (Algorithm 2 of VTC).
+    var countsPaused: Bool {
+        if case .fairShare = discipline { return true }
+        return false
+    }
+
+    var lengthCharge: LengthCharge {
+        if case .virtualCounters(_, let lengths) = discipline { return lengths }
+        return .perToken
+    }
+
+    var lift: Lift {
+        switch discipline {
+        case .pooled, .requestRate, .leastCounter: .none
+        case .virtualCounters, .fairShare: liftsWhenNobodyWaits ? .full : .besideOthers
+        }
+    }
+
+    /// Whether aged jobs have a budget of slots and picks.
+    var promotes: Bool {
+        promotionPeriod > 0 && (inner == .skipJoin || inner == .gittins) && feedback == .paper
+    }
+}
+
+extension InnerDiscipline {
+    /// Whether a waiting job of the same pool may take a running one's slot.
+    var preempts: Bool {
+        switch self {
+        case .fcfs, .shortestPredicted: false
+        case .shortestRemaining, .skipJoin, .gittins: true
+        }
+    }
+}
+
+/// What happens to the counter of a tenant that begins to wait.
+enum Lift: Hashable, Sendable {
+    case none
+    /// To the least counter of those that wait, if any does.
+    case besideOthers
+    /// And where none does, to that of the tenant that waited last.
+    case full
 }

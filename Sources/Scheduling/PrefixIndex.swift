@@ -7,6 +7,8 @@ public struct PrefixIndex: Sendable {
     /// (page, worker) pairs remembered.
     public let entriesMax: Int
     private var pages: [WorkerID: Set<PageID>] = [:]
+    /// The other way round: who holds a page, by name.
+    private var holders: [PageID: [WorkerID]] = [:]
     private var sequences: [WorkerID: UInt64] = [:]
     public private(set) var entryCount = 0
 
@@ -46,7 +48,9 @@ public struct PrefixIndex: Sendable {
     /// The worker is gone, and its pages with it.
     public mutating func forget(_ worker: WorkerID) {
         sequences[worker] = nil
-        entryCount -= pages.removeValue(forKey: worker)?.count ?? 0
+        let known = pages.removeValue(forKey: worker) ?? []
+        for page in known { removeHolder(worker, of: page) }
+        entryCount -= known.count
     }
 
     /// How many leading pages of `ids` the worker holds.
@@ -60,13 +64,60 @@ public struct PrefixIndex: Sendable {
         return length
     }
 
+    /// How many leading pages of `ids` each worker holds, for all workers at once: what it costs
+    /// depends on how many hold any of them, not on how many there are.
+    public func prefixLengths(of ids: [PageID]) -> PrefixLengths {
+        var result = PrefixLengths()
+        guard let first = ids.first, var alive = holders[first] else { return result }
+        var length = 1
+        for id in ids.dropFirst() {
+            let next = holders[id] ?? []
+            if next != alive {
+                let stays = Set(next)
+                for worker in alive where !stays.contains(worker) { result.set(worker, length) }
+                alive.removeAll { !stays.contains($0) }
+            }
+            guard !alive.isEmpty else { return result }
+            length += 1
+        }
+        for worker in alive { result.set(worker, length) }
+        return result
+    }
+
+    private mutating func removeHolder(_ worker: WorkerID, of page: PageID) {
+        guard let place = holders[page]?.firstIndex(of: worker) else { return }
+        holders[page]?.remove(at: place)
+        if holders[page]?.isEmpty ?? false { holders[page] = nil }
+    }
+
     private mutating func add(_ stored: [PageID], _ worker: WorkerID) {
         for page in stored where entryCount < entriesMax {
-            if pages[worker, default: []].insert(page).inserted { entryCount += 1 }
+            guard pages[worker, default: []].insert(page).inserted else { continue }
+            holders[page, default: []].append(worker)
+            entryCount += 1
         }
     }
 
     private mutating func drop(_ removed: [PageID], _ worker: WorkerID) {
-        for page in removed where pages[worker]?.remove(page) != nil { entryCount -= 1 }
+        for page in removed where pages[worker]?.remove(page) != nil {
+            removeHolder(worker, of: page)
+            entryCount -= 1
+        }
+    }
+}
+
+/// Leading pages held, by worker; most workers hold none and are not listed.
+public struct PrefixLengths: Sendable {
+    private var lengths: [WorkerID: Int] = [:]
+    /// The most that any worker holds.
+    public private(set) var longest = 0
+
+    init() {}
+
+    public subscript(worker: WorkerID) -> Int { lengths.isEmpty ? 0 : lengths[worker] ?? 0 }
+
+    mutating func set(_ worker: WorkerID, _ length: Int) {
+        lengths[worker] = length
+        longest = max(longest, length)
     }
 }

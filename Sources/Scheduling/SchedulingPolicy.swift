@@ -1,274 +1,512 @@
 import ServingTypes
 
-/// A job as the policy sees it.
-public struct ScheduledJob: Hashable, Sendable {
-    public var job: JobID
-    public var tenant: TenantID
-    /// Inside a tenant, lower first; policies that do not separate tenants ignore it.
-    public var priority: Int
-    /// Of the first iteration, from the cost model; decides the entry level.
-    public var predictedPrefill: TimeSpan
-
-    public init(job: JobID, tenant: TenantID, priority: Int, predictedPrefill: TimeSpan) {
-        self.job = job
-        self.tenant = tenant
-        self.priority = priority
-        self.predictedPrefill = predictedPrefill
-    }
-}
-
 /// The one seam through which every order is decided: which waiting job is dispatched next, which
-/// resident jobs of a worker run. A value without clock or randomness; the live coordinator and a
-/// simulator run the same one. Each event costs O(log n) in the jobs known; a running set costs
-/// O(r log r) in the residents of one worker, and is only asked for when they exceed its slots.
+/// resident jobs of a worker run, which gives way. A value without clock or randomness; the live
+/// coordinator and a simulator run the same one. Each event costs O(log n) in the jobs and tenants
+/// known; a running set costs O(r log r) in the residents of one worker, and is only asked for when
+/// they exceed its slots. (The artifact's feedback queue alone looks at every job, every 1000th decision.)
 ///
-/// A job is `waiting` (`arrive`, `requeue`), `withdrawn` (held back for a while), or `dispatched`;
-/// `leave` ends it from any state.
+/// A job is waiting (`arrive`, `requeue`), withdrawn (held back for a while), or dispatched, and then
+/// on its way, running or paused; `leave` ends it from any state.
 public struct SchedulingPolicy: Sendable {
     public let configuration: PolicyConfiguration
 
-    enum State: Hashable, Sendable {
-        case waiting
-        case withdrawn
-        case dispatched(running: Bool)
-    }
+    /// Jobs by number; numbers of those that left are used again.
+    var entries: ContiguousArray<Entry> = []
+    private var numbers: [JobID: Int32] = [:]
+    private var freeNumbers: [Int32] = []
 
-    struct Entry: Sendable {
-        var tenant: TenantID
-        var priority: Int
-        /// Place by arrival; never changes.
-        var arrival: UInt64
-        /// Place inside the level.
-        var place: UInt64
-        var level: Int
-        var attained: TimeSpan = .zero
-        var state: State
-        /// Since when it has not run.
-        var waitingSince: Instant
-    }
+    /// By tenant number where tenants are separated, else one.
+    var pools: ContiguousArray<Pool> = [Pool()]
+    private var rankPositions: ContiguousArray<Int32> = []
+    private var arrivalPositions: ContiguousArray<Int32> = []
+    /// Tenants with jobs in the queue, least counter first; unused where tenants are not separated.
+    private var tenantOrder = SlotHeap<TenantCounters.Key>()
+    private var tenantPositions: ContiguousArray<Int32> = []
+    private var suspended: [Int32] = []
+    /// Waiting jobs with a due instant ahead, and throttled ones by when they are let in.
+    private var dueOrder = SlotHeap<Int64>()
+    private var duePositions: ContiguousArray<Int32> = []
+    private var throttle = SlotHeap<Int64>()
+    private var throttlePositions: ContiguousArray<Int32> = []
 
-    /// Order inside a pool: level, then the client's hint, then place.
-    struct Rank: Comparable, Sendable {
-        var level: Int
-        var priority: Int
-        var place: UInt64
-
-        static func < (a: Rank, b: Rank) -> Bool {
-            (a.level, a.priority, a.place) < (b.level, b.priority, b.place)
-        }
-    }
-
-    /// Waiting jobs that are ordered by the inner discipline: one tenant's, or all.
-    struct Pool: Sendable {
-        var byRank = KeyedHeap<JobID, Rank>()
-        var byArrival = KeyedHeap<JobID, UInt64>()
-        /// Dispatches so far, the clock of the promotion budget.
-        var picks = 0
-    }
-
-    var entries: [JobID: Entry] = [:]
-    var pools: [TenantID: Pool] = [:]
-    /// Tenants with waiting jobs, least counter first. Unused where tenants are not separated.
-    var tenantOrder = KeyedHeap<TenantID, TenantCounters.Key>()
     var counters: TenantCounters
-    var nextPlace: UInt64 = 0
-    /// Decisions so far, the clock of the promotion budget on decode.
+    /// Lengths of everybody's jobs, for pools that have too few of their own.
+    var lengths = LengthTable()
+    var nextPlace: Int64 = 0
+    /// The front of the artifact's levels.
+    var frontPlace: Int64 = 0
+    /// Running sets so far, and slots of them that promotion has not used.
     var decisions = 0
-    /// The largest prompt charge so far, in units: with theta the bound on what a newcomer may lag.
-    var largestCharge: Int64 = 0
+    var promotionCredit = 0
+    /// The largest growth of a counter at once, in parts of a unit: with theta the bound on what a
+    /// newcomer may lag.
+    private(set) var largestCharge: Int64 = 0
+    /// Jobs in the queue, and the weights of the tenants that they belong to, in parts.
+    public private(set) var waitingJobs = 0
+    var waitingParts: Int64 = 0
 
     public init(_ configuration: PolicyConfiguration) {
         self.configuration = configuration
-        counters = TenantCounters(tenantsMax: configuration.tenantsMax, weights: configuration.weights)
+        counters = TenantCounters(configuration)
     }
 
     // MARK: The queue
 
+    /// How long a tenant would have to wait before a request of it is let in; zero lets it in now.
+    /// Only a policy of request rates that refuses ever says more.
+    public func refusal(of tenant: TenantID, at now: Instant) -> TimeSpan {
+        guard configuration.discipline == .requestRate(refuses: true), let number = counters.number(of: tenant) else {
+            return .zero
+        }
+        return max(opening(of: number, at: now) - now, .zero)
+    }
+
     /// A new job waits.
     public mutating func arrive(_ job: ScheduledJob, at now: Instant) {
-        guard entries[job.job] == nil else { return }
-        let level: Int
-        switch configuration.inner {
-        case .fcfs: level = 0
-        case .skipJoin: level = configuration.level(covering: job.predictedPrefill)
-        }
+        guard numbers[job.job] == nil else { return }
+        let tenant = admit(job.tenant)
+        let slot = newSlot(job.job)
         nextPlace += 1
-        entries[job.job] = Entry(
-            tenant: job.tenant, priority: configuration.separatesTenants ? job.priority : 0, arrival: nextPlace,
-            place: nextPlace, level: level, state: .withdrawn, waitingSince: now)
-        if countsWholeLife { counters.joined(job.tenant, slack: slack(of: job.tenant)) }
-        wait(job.job, at: now)
+        entries[Int(slot)] = entry(job, tenant, at: now)
+        counters.joined(tenant)
+        if case .requestRate = configuration.discipline {
+            let opening = accept(tenant, at: now)
+            if opening > now {
+                entries[Int(slot)].state = .throttled
+                return throttle.set(slot, to: opening.nanoseconds, &throttlePositions)
+            }
+        }
+        move(slot, to: .waiting, isNew: true)
     }
 
     /// A dispatched or withdrawn job waits again, at the place that it had.
     public mutating func requeue(_ job: JobID, at now: Instant) {
-        wait(job, at: now)
+        guard let slot = numbers[job] else { return }
+        if entries[Int(slot)].state == .running { entries[Int(slot)].waitingSince = now }
+        move(slot, to: .waiting)
     }
 
     /// The job waits but must not be chosen for now.
     public mutating func withdraw(_ job: JobID) {
-        guard let entry = entries[job] else { return }
-        if entry.state == .waiting { unqueue(job, entry) }
-        entries[job]?.state = .withdrawn
+        guard let slot = numbers[job] else { return }
+        move(slot, to: .withdrawn)
     }
 
-    /// The job that is to be dispatched next; nil where none waits. Decides nothing by itself.
-    public func next(at now: Instant) -> JobID? {
-        guard let pool = poolToServe else { return nil }
-        return promoted(in: pool, at: now) ?? pool.byRank.first?.id
+    /// The job that is to be dispatched next; nil where none waits. Decides nothing by itself, but
+    /// lets in whom time has let in, and forgets due instants that have passed.
+    public mutating func next(at now: Instant) -> JobID? {
+        passTime(now)
+        guard let pool = poolToServe, let slot = promoted(in: pool, at: now) ?? best(in: pool) else { return nil }
+        return entries[Int(slot)].job
     }
 
     /// The job leaves the queue for a worker.
     public mutating func dispatch(_ job: JobID, at now: Instant) {
-        guard let entry = entries[job], entry.state == .waiting else { return }
-        let key = poolKey(entry.tenant)
-        if let pool = pools[key], promoted(in: pool, at: now) == job { promote(job) }
-        unqueue(job, entry)
-        entries[job]?.state = .dispatched(running: false)
-        entries[job]?.waitingSince = now
-        pools[key]?.picks += 1
+        guard let slot = numbers[job], entries[Int(slot)].state == .waiting else { return }
+        let pool = pool(of: slot)
+        if promoted(in: pool, at: now) == slot { promote(slot) }
+        pools[pool].picks += 1
+        entries[Int(slot)].waitingSince = now
+        move(slot, to: .placed)
+        prepay(slot)
     }
 
-    /// The job is over.
-    public mutating func leave(_ job: JobID) {
-        guard let entry = entries[job] else { return }
-        if entry.state == .waiting { unqueue(job, entry) }
-        entries[job] = nil
-        if countsWholeLife { counters.left(entry.tenant) }
-        if configuration.separatesTenants, pools[entry.tenant]?.byRank.isEmpty == true, !hasBacklog(entry.tenant) {
-            pools[entry.tenant] = nil
+    /// The job is over. `completed` says that it came to its natural end, so that its length is one
+    /// to learn from.
+    public mutating func leave(_ job: JobID, completed: Bool = true) {
+        guard let slot = numbers[job] else { return }
+        let entry = entries[Int(slot)]
+        if entry.state == .throttled { throttle.remove(slot, &throttlePositions) }
+        if entry.state == .waiting { unqueue(slot) }
+        if makesWait(entry.state) { counters.waitsNoMore(entry.tenant) }
+        settle(entry)
+        if completed { learn(entry) }
+        counters.left(entry.tenant)
+        numbers[job] = nil
+        freeNumbers.append(slot)
+    }
+
+    /// Until `resumeTenants`, the tenant's jobs are not chosen.
+    public mutating func suspend(_ tenant: TenantID) {
+        guard configuration.separatesTenants, let number = counters.number(of: tenant) else { return }
+        suspended.append(number)
+        tenantOrder.remove(number, &tenantPositions)
+    }
+
+    public mutating func resumeTenants() {
+        let resumed = suspended
+        suspended.removeAll()
+        for number in resumed { refreshOrder(of: number) }
+    }
+
+    /// Whether time alone lets a job in by `now`.
+    public func wakes(by now: Instant) -> Bool { throttle.firstKey.map { $0 <= now.nanoseconds } ?? false }
+
+    public var knownJobs: Int { numbers.count }
+
+    /// Level of a job, for people and tests.
+    public func level(of job: JobID) -> Int? { numbers[job].map { Int(entries[Int($0)].level) } }
+
+    // MARK: Jobs by number
+
+    func slot(of job: JobID) -> Int32? { numbers[job] }
+
+    private mutating func newSlot(_ job: JobID) -> Int32 {
+        let slot: Int32
+        if let reused = freeNumbers.popLast() {
+            slot = reused
+        } else {
+            slot = Int32(truncatingIfNeeded: entries.count)
+            entries.append(
+                Entry(
+                    job: job, tenant: 0, state: .withdrawn, produced: 0, base: 0, predictedOutput: -1, knownOutput: -1,
+                    priority: 0, arrival: 0, place: 0, prefillTime: 0, tokenTime: 1, due: .max, waitingSince: .zero))
+            rankPositions.append(SlotHeap<Rank>.absent)
+            duePositions.append(SlotHeap<Rank>.absent)
+            if configuration.promotes { arrivalPositions.append(SlotHeap<Rank>.absent) }
+            if case .requestRate = configuration.discipline { throttlePositions.append(SlotHeap<Rank>.absent) }
+        }
+        numbers[job] = slot
+        return slot
+    }
+
+    private func entry(_ job: ScheduledJob, _ tenant: Int32, at now: Instant) -> Entry {
+        func small(_ number: Int?) -> Int32 { number.map { Int32(clamping: max($0, 0)) } ?? -1 }
+        let isHinted = configuration.separatesTenants
+        var entry = Entry(
+            job: job.job, tenant: tenant, state: .withdrawn, produced: small(job.produced), base: small(job.produced),
+            predictedOutput: small(job.predictedOutput), knownOutput: small(job.knownOutput),
+            priority: isHinted ? job.priority : 0, arrival: nextPlace, place: nextPlace,
+            prefillTime: max(job.predictedPrefill.nanoseconds, 0),
+            tokenTime: max((job.predictedToken ?? ScheduledJob.defaultTokenTime).nanoseconds, 1), due: .max,
+            waitingSince: now)
+        if isHinted, job.produced == 0, let due = job.due, due > now { entry.due = due.nanoseconds }
+        switch configuration.inner {
+        case .skipJoin: entry.level = Int32(configuration.level(covering: job.predictedPrefill))
+        case .shortestPredicted where entry.predictedOutput < 0:
+            entry.predictedOutput = predictedLength(of: tenant) ?? small(job.outputMax ?? 0)
+        case .fcfs, .shortestPredicted, .shortestRemaining, .gittins: break
+        }
+        return entry
+    }
+
+    // MARK: Places in the queue
+
+    func pool(of slot: Int32) -> Int { configuration.separatesTenants ? Int(entries[Int(slot)].tenant) : 0 }
+
+    private var poolToServe: Int? {
+        guard configuration.separatesTenants else { return pools[0].isEmpty ? nil : 0 }
+        return tenantOrder.first.map { Int($0) }
+    }
+
+    private func best(in pool: Int) -> Int32? {
+        pools[pool].best { gittins(pool, step: $0) }
+    }
+
+    /// The one way from state to state: queue, counters and orders follow.
+    mutating func move(_ slot: Int32, to state: Entry.State, isNew: Bool = false) {
+        let old = entries[Int(slot)].state
+        guard old != state || isNew else { return }
+        if old == .throttled { throttle.remove(slot, &throttlePositions) }
+        if old == .waiting, !isNew { unqueue(slot) }
+        entries[Int(slot)].state = state
+        let tenant = entries[Int(slot)].tenant
+        let waited = !isNew && makesWait(old)
+        if !waited, makesWait(state) {
+            let lifts = isNew || old == .throttled || !configuration.countsPaused
+            counters.waits(tenant, lift: lifts ? configuration.lift : .none, slack: slack)
+        } else if waited, !makesWait(state) {
+            counters.waitsNoMore(tenant)
+        }
+        if state == .waiting { enqueue(slot) }
+    }
+
+    private func makesWait(_ state: Entry.State) -> Bool {
+        switch state {
+        case .waiting: true
+        case .withdrawn, .paused: configuration.countsPaused
+        case .throttled, .placed, .running: false
         }
     }
 
-    public var waitingJobs: Int { pools.values.reduce(0) { $0 + $1.byRank.count } }
-    public var knownJobs: Int { entries.count }
+    private mutating func enqueue(_ slot: Int32) {
+        let entry = entries[Int(slot)]
+        let pool = pool(of: slot)
+        waitingJobs += 1
+        pools[pool].set(slot, bin: bin(entry), queueRank(entry), &rankPositions)
+        if configuration.promotes { pools[pool].setArrival(slot, entry.arrival, &arrivalPositions) }
+        if entry.due != .max { dueOrder.set(slot, to: entry.due, &duePositions) }
+        if pools[pool].count == 1 { waitingParts += weightParts(entry.tenant) }
+        refreshOrder(of: entry.tenant)
+    }
+
+    private mutating func unqueue(_ slot: Int32) {
+        let entry = entries[Int(slot)]
+        let pool = pool(of: slot)
+        waitingJobs -= 1
+        pools[pool].remove(slot, bin: bin(entry), &rankPositions)
+        if configuration.promotes { pools[pool].removeArrival(slot, &arrivalPositions) }
+        dueOrder.remove(slot, &duePositions)
+        if pools[pool].isEmpty { waitingParts -= weightParts(entry.tenant) }
+        refreshOrder(of: entry.tenant)
+    }
+
+    /// Changes what orders a job, and its place with it.
+    mutating func reorder(_ slot: Int32, _ change: (inout Entry) -> Void) {
+        let isQueued = entries[Int(slot)].state == .waiting
+        let pool = pool(of: slot)
+        if isQueued { pools[pool].remove(slot, bin: bin(entries[Int(slot)]), &rankPositions) }
+        change(&entries[Int(slot)])
+        guard isQueued else { return }
+        let entry = entries[Int(slot)]
+        pools[pool].set(slot, bin: bin(entry), queueRank(entry), &rankPositions)
+    }
+
+    private func bin(_ entry: Entry) -> Int {
+        configuration.inner == .gittins ? LengthTable.step(after: Int(entry.produced)) : 0
+    }
+
+    /// Rank of a job that has no memory anywhere: its whole sequence is to be computed first.
+    func queueRank(_ entry: Entry) -> Rank {
+        let value: Int64
+        switch configuration.inner {
+        case .fcfs: value = 0
+        case .skipJoin: value = Int64(entry.level)
+        case .shortestPredicted: value = entry.prefillTime.addingClamped(timeLeft(entry, of: entry.predictedOutput))
+        case .shortestRemaining: value = entry.prefillTime.addingClamped(timeLeft(entry, of: entry.knownOutput))
+        case .gittins: value = prefillUnits(entry)
+        }
+        return Rank(priority: entry.priority, due: entry.due, value: value, place: entry.place)
+    }
+
+    func timeLeft(_ entry: Entry, of output: Int32) -> Int64 {
+        entry.tokenTime.multipliedClamped(by: Int64(max(output - entry.produced, 0)))
+    }
+
+    /// The prompt's time in parts of a token, in whole quanta: equal prompts stay in order of arrival
+    /// though the cost model moves between them.
+    private func prefillUnits(_ entry: Entry) -> Int64 {
+        let quantum = max(configuration.baseQuantum.nanoseconds, 1)
+        let time = (entry.prefillTime / quantum).multipliedClamped(by: quantum)
+        return time.multipliedClamped(by: LengthTable.unitsPerToken) / max(entry.tokenTime, 1)
+    }
+
+    /// Rank of a class under the Gittins index: the pool's own, else everybody's, else all alike.
+    func gittins(_ pool: Int, step: Int) -> Int64 {
+        guard configuration.inner == .gittins else { return 0 }
+        return pools[pool].lengths?.rank(ofStep: step) ?? lengths.rank(ofStep: step) ?? 0
+    }
+
+    mutating func refreshOrder(of tenant: Int32) {
+        guard configuration.separatesTenants else { return }
+        if pools[Int(tenant)].isEmpty || (!suspended.isEmpty && suspended.contains(tenant)) {
+            tenantOrder.remove(tenant, &tenantPositions)
+        } else {
+            tenantOrder.set(tenant, to: counters.key(of: tenant), &tenantPositions)
+        }
+    }
+
+    mutating func admit(_ tenant: TenantID) -> Int32 {
+        let (number, forgotten) = counters.admit(tenant)
+        guard configuration.separatesTenants else { return number }
+        for old in forgotten { pools[Int(old)] = Pool() }
+        while pools.count <= Int(number) { pools.append(Pool()) }
+        while tenantPositions.count <= Int(number) { tenantPositions.append(SlotHeap<Rank>.absent) }
+        return number
+    }
+
+    // MARK: Time
+
+    private mutating func passTime(_ now: Instant) {
+        while let slot = dueOrder.first, let due = dueOrder.firstKey, due <= now.nanoseconds { forgetDue(slot) }
+        while let slot = throttle.first, let at = throttle.firstKey, at <= now.nanoseconds {
+            move(slot, to: .waiting)
+        }
+    }
+
+    mutating func forgetDue(_ slot: Int32) {
+        dueOrder.remove(slot, &duePositions)
+        reorder(slot) { $0.due = .max }
+    }
+
+    /// When the tenant's next request may come in: a minute after the one that fills its limit.
+    private func opening(of tenant: Int32, at now: Instant) -> Instant {
+        let accepted = counters[tenant].accepted
+        let limit = max(configuration.requestsPerMinute, 1)
+        guard accepted.count >= limit else { return now }
+        return max(now, Instant(nanoseconds: accepted[accepted.count - limit]) + .seconds(60))
+    }
+
+    private mutating func accept(_ tenant: Int32, at now: Instant) -> Instant {
+        let opening = opening(of: tenant, at: now)
+        let limit = max(configuration.requestsPerMinute, 1)
+        counters[tenant].accepted.append(opening.nanoseconds)
+        if counters[tenant].accepted.count > limit { counters[tenant].accepted.removeFirst() }
+        return opening
+    }
+
+    // MARK: Promotion
+
+    /// The oldest waiting job of the pool where the budget allows a promotion and it has aged.
+    private func promoted(in pool: Int, at now: Instant) -> Int32? {
+        guard configuration.promotes, (pools[pool].picks + 1).isMultiple(of: configuration.promotionPeriod),
+            let oldest = pools[pool].byArrival.first
+        else { return nil }
+        let entry = entries[Int(oldest)]
+        return entry.hasAged || now - entry.waitingSince >= configuration.promotionAge ? oldest : nil
+    }
+
+    /// Back to level 0, at the place of its arrival: ahead of the younger ones there.
+    mutating func promote(_ slot: Int32) {
+        reorder(slot) { entry in
+            entry.hasAged = true
+            guard entry.level > 0 else { return }
+            entry.level = 0
+            entry.attained = 0
+            entry.place = entry.arrival
+        }
+    }
+
+    /// How far below the greatest counter a tenant may begin to wait: theta plus the largest charge
+    /// made at once. Nil where there is no such clamp.
+    private var slack: Int64? {
+        guard configuration.countsPaused else { return nil }
+        let theta = configuration.theta.multipliedClamped(by: TenantCounters.scale)
+        let least = configuration.outputWeight.multipliedClamped(by: TenantCounters.scale)
+        return theta.addingClamped(max(largestCharge, least))
+    }
+
+    func weightParts(_ tenant: Int32) -> Int64 {
+        guard configuration.separatesTenants else { return 0 }
+        return Int64(min(counters.weight(of: counters[tenant].name), 1e9) * Double(TenantCounters.scale))
+    }
 
     // MARK: Service
 
-    /// Charges computed prompt tokens and output tokens, each once; negative counts take back what
-    /// was charged ahead and not computed.
+    /// Charges computed prompt tokens and output tokens of no particular job; negative counts take
+    /// back what was charged ahead and not computed.
     public mutating func charge(_ tenant: TenantID, promptTokens: Int = 0, outputTokens: Int = 0) {
-        let prompt = Int64(promptTokens) * configuration.promptWeight
-        largestCharge = max(largestCharge, prompt)
-        counters.charge(tenant, units: prompt + Int64(outputTokens) * configuration.outputWeight)
+        guard promptTokens != 0 || outputTokens != 0 else { return }
+        charge(admit(tenant), promptTokens, outputTokens)
+    }
+
+    /// The job has brought forth tokens, each of which is told once: charges what is not prepaid.
+    public mutating func produced(_ job: JobID, tokens: Int) {
+        guard tokens > 0, let slot = numbers[job] else { return }
+        if entries[Int(slot)].due != .max { forgetDue(slot) }
+        let covered = Int(entries[Int(slot)].base) + Int(entries[Int(slot)].prepaid)
+        let before = Int(entries[Int(slot)].produced)
+        let after = before + tokens
+        reorder(slot) { $0.produced = Int32(clamping: after) }
+        charge(entries[Int(slot)].tenant, 0, max(after, covered) - max(before, covered))
+    }
+
+    private mutating func charge(_ tenant: Int32, _ prompt: Int, _ output: Int) {
+        guard prompt != 0 || output != 0 else { return }
+        let grown = counters.charge(tenant, prompt: Int64(prompt), output: Int64(output), configuration)
+        if prompt > 0 { largestCharge = max(largestCharge, grown) }
         refreshOrder(of: tenant)
     }
 
+    private mutating func prepay(_ slot: Int32) {
+        let entry = entries[Int(slot)]
+        guard !entry.isPrepaid else { return }
+        let tokens: Int32
+        switch configuration.lengthCharge {
+        case .perToken: return
+        case .predicted: tokens = predictedLength(of: entry.tenant) ?? 0
+        case .known: tokens = max(entry.knownOutput - entry.base, 0)
+        }
+        entries[Int(slot)].isPrepaid = true
+        entries[Int(slot)].prepaid = tokens
+        charge(entry.tenant, 0, Int(tokens))
+    }
+
+    /// Gives back what was charged ahead and not produced.
+    private mutating func settle(_ entry: Entry) {
+        charge(entry.tenant, 0, -max(Int(entry.base) + Int(entry.prepaid) - Int(entry.produced), 0))
+    }
+
+    /// Mean of the tenant's last completed lengths; nil where there is none.
+    private func predictedLength(of tenant: Int32) -> Int32? {
+        let lengths = counters[tenant].lengths
+        guard !lengths.isEmpty else { return nil }
+        let sum = lengths.reduce(Int64(0)) { $0 + Int64($1) }
+        return Int32(clamping: (sum + Int64(lengths.count) / 2) / Int64(lengths.count))
+    }
+
+    private mutating func learn(_ entry: Entry) {
+        if configuration.inner == .shortestPredicted || configuration.lengthCharge == .predicted {
+            counters[entry.tenant].lengths.append(entry.produced)
+            if counters[entry.tenant].lengths.count > max(configuration.predictionWindow, 1) {
+                counters[entry.tenant].lengths.removeFirst()
+            }
+        }
+        guard configuration.inner == .gittins else { return }
+        lengths.add(Int(entry.produced), configuration)
+        if configuration.separatesTenants {
+            if pools[Int(entry.tenant)].lengths == nil { pools[Int(entry.tenant)].lengths = LengthTable() }
+            pools[Int(entry.tenant)].lengths?.add(Int(entry.produced), configuration)
+        }
+    }
+
     /// The job was served for a time; its next iteration is expected to take `nextIteration`.
-    /// Demotes it once its quantum is spent, to a level that covers that iteration.
+    /// Demotes it once its quantum is spent.
     public mutating func served(_ job: JobID, for time: TimeSpan, nextIteration: TimeSpan) {
-        guard configuration.inner == .skipJoin, var entry = entries[job] else { return }
-        entry.attained = entry.attained + time
-        if entry.attained >= configuration.quantum(ofLevel: entry.level), entry.level < configuration.levelsMax - 1 {
-            entry.level = max(entry.level + 1, configuration.level(covering: nextIteration))
-            entry.attained = .zero
+        guard configuration.inner == .skipJoin, let slot = numbers[job] else { return }
+        switch configuration.feedback {
+        case .paper: demote(slot, after: time, nextIteration: nextIteration)
+        case .artifact: pushFront(slot, after: time)
+        }
+    }
+
+    /// Behind everybody on a level that covers its next iteration.
+    private mutating func demote(_ slot: Int32, after time: TimeSpan, nextIteration: TimeSpan) {
+        var entry = entries[Int(slot)]
+        entry.attained = entry.attained.addingClamped(max(time.nanoseconds, 0))
+        let level = Int(entry.level)
+        if entry.attained >= configuration.quantum(ofLevel: level).nanoseconds, level < configuration.levelsMax - 1 {
+            entry.level = Int32(max(level + 1, configuration.level(covering: nextIteration)))
+            entry.attained = 0
             nextPlace += 1
             entry.place = nextPlace
+            reorder(slot) { $0 = entry }
+        } else {
+            entries[Int(slot)].attained = entry.attained
         }
-        entries[job] = entry
-        if entry.state == .waiting { enqueue(job, entry) }
     }
 
-    /// In units over weight, as shown to people.
+    /// One level at most, and to the front, demoted or not.
+    private mutating func pushFront(_ slot: Int32, after time: TimeSpan) {
+        frontPlace -= 1
+        var entry = entries[Int(slot)]
+        entry.place = frontPlace
+        entry.attained = entry.attained.addingClamped(max(time.nanoseconds, 0))
+        let level = Int(entry.level)
+        if entry.attained > configuration.quantum(ofLevel: level).nanoseconds, level < configuration.levelsMax - 1 {
+            entry.level += 1
+            entry.attained = 0
+        }
+        reorder(slot) { $0 = entry }
+    }
+
+    // MARK: For people
+
+    /// In units over weight.
     public func virtualCounter(of tenant: TenantID) -> Double {
-        Double(counters.value(of: tenant)) / Double(TenantCounters.scale)
+        counters.number(of: tenant).map { Double(counters[$0].value) / Double(TenantCounters.scale) } ?? 0
     }
 
-    /// Units charged to the tenant so far, lifts left out.
+    /// Service units charged to the tenant so far, lifts left out: `promptWeight` per prompt token and
+    /// `outputWeight` per output token, whatever is counted.
     public func chargedUnits(of tenant: TenantID) -> Int64 {
-        guard let counter = counters.counters[tenant] else { return 0 }
-        return TenantCounters.adding(counter.value, -counter.lifted) / counter.perUnit
+        counters.number(of: tenant).map { counters[$0].charged } ?? 0
     }
 
     public func weight(of tenant: TenantID) -> Double { counters.weight(of: tenant) }
 
-    /// Level of a job, for people and tests.
-    public func level(of job: JobID) -> Int? { entries[job]?.level }
-
-    // MARK: Inside
-
-    /// The pool of policies that do not separate tenants.
-    static let everyone = TenantID("")
-
-    func poolKey(_ tenant: TenantID) -> TenantID {
-        configuration.separatesTenants ? tenant : Self.everyone
-    }
-
-    /// Design C counts a tenant as backlogged while any of its jobs lives, plain counters (Algorithm
-    /// 2 of VTC) while one waits in the queue.
-    var countsWholeLife: Bool {
-        switch configuration.discipline {
-        case .fairShare: true
-        case .fcfs, .skipJoin, .virtualCounters: false
-        }
-    }
-
-    /// How far below the greatest backlogged counter a newcomer may start: theta plus the largest
-    /// charge made at once.
-    private func slack(of tenant: TenantID) -> Int64? {
-        guard countsWholeLife else { return nil }
-        let units = TenantCounters.adding(configuration.theta, max(largestCharge, configuration.outputWeight))
-        let (slack, overflow) = units.multipliedReportingOverflow(by: TenantCounters.scale)
-        return overflow ? .max : slack
-    }
-
-    private var poolToServe: Pool? {
-        configuration.separatesTenants ? tenantOrder.first.flatMap { pools[$0.id] } : pools[Self.everyone]
-    }
-
-    private func hasBacklog(_ tenant: TenantID) -> Bool {
-        (counters.counters[tenant]?.backlog ?? 0) > 0
-    }
-
-    private mutating func wait(_ job: JobID, at now: Instant) {
-        guard var entry = entries[job], entry.state != .waiting else { return }
-        if case .dispatched(running: true) = entry.state { entry.waitingSince = now }
-        entry.state = .waiting
-        entries[job] = entry
-        if !countsWholeLife { counters.joined(entry.tenant, slack: nil) }
-        enqueue(job, entry)
-    }
-
-    private mutating func enqueue(_ job: JobID, _ entry: Entry) {
-        let key = poolKey(entry.tenant)
-        pools[key, default: Pool()].byRank.set(
-            job, to: Rank(level: entry.level, priority: entry.priority, place: entry.place))
-        pools[key]?.byArrival.set(job, to: entry.arrival)
-        refreshOrder(of: entry.tenant)
-    }
-
-    private mutating func unqueue(_ job: JobID, _ entry: Entry) {
-        let key = poolKey(entry.tenant)
-        pools[key]?.byRank.remove(job)
-        pools[key]?.byArrival.remove(job)
-        if !countsWholeLife { counters.left(entry.tenant) }
-        refreshOrder(of: entry.tenant)
-    }
-
-    private mutating func refreshOrder(of tenant: TenantID) {
-        guard configuration.separatesTenants else { return }
-        if let pool = pools[tenant], !pool.byRank.isEmpty {
-            tenantOrder.set(tenant, to: TenantCounters.Key(value: counters.value(of: tenant), tenant: tenant))
-        } else {
-            tenantOrder.remove(tenant)
-        }
-    }
-
-    /// The oldest waiting job of the pool where the budget allows a promotion and it has aged.
-    private func promoted(in pool: Pool, at now: Instant) -> JobID? {
-        guard configuration.inner == .skipJoin, configuration.promotionPeriod > 0,
-            (pool.picks + 1).isMultiple(of: configuration.promotionPeriod), let oldest = pool.byArrival.first?.id,
-            let entry = entries[oldest], now - entry.waitingSince >= configuration.promotionAge
-        else { return nil }
-        return oldest
-    }
-
-    /// Back to level 0, at the place of its arrival: ahead of the younger ones there.
-    mutating func promote(_ job: JobID) {
-        guard var entry = entries[job], entry.level > 0 else { return }
-        entry.level = 0
-        entry.attained = .zero
-        entry.place = entry.arrival
-        entries[job] = entry
-    }
+    /// Sum of the weights of the tenants that have jobs in the queue; zero where tenants are not
+    /// separated.
+    public var waitingWeight: Double { Double(waitingParts) / Double(TenantCounters.scale) }
 }

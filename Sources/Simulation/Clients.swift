@@ -3,11 +3,12 @@ import KVPaging
 import Messages
 import ServingTypes
 
-/// One request under way: what its client has received, and what it must receive.
-struct SimulatedJob {
+/// One request under way: what its client has received, and what it must receive. Read and changed
+/// once per token, hence a reference.
+final class SimulatedJob {
     let number: Int
     let request: SimulatedRequest
-    var submission: JobSubmission
+    let submission: JobSubmission
     /// The next token that the client lacks.
     var oracle: TokenOracle
     /// Everything received; kept only where a restart of the coordinator may repeat it.
@@ -20,6 +21,14 @@ struct SimulatedJob {
     let arrived: Int64
     var firstToken: Int64?
     var lastToken: Int64?
+
+    init(number: Int, request: SimulatedRequest, submission: JobSubmission, oracle: TokenOracle, arrived: Int64) {
+        self.number = number
+        self.request = request
+        self.submission = submission
+        self.oracle = oracle
+        self.arrived = arrived
+    }
 
     var id: JobID { submission.job }
     var receivedTokens: Int { oracle.outputTokens }
@@ -58,15 +67,17 @@ extension ClusterSimulation {
         sampling.maxTokens = request.maxTokens
         sampling.stopTokens = [TokenOracle.endToken]
         let id = JobID(high: 1, low: UInt64(number))
-        let submission = JobSubmission(
+        var submission = JobSubmission(
             job: id, tenant: request.tenant, promptTokens: request.prompt,
             pageIDs: SimulatedNaming().names(
                 of: request.prompt, blockTokens: configuration.blockTokens, tenant: request.tenant),
             sampling: sampling, priority: request.priority,
             idempotencyKey: request.isKeyed ? "key-\(number)" : nil)
+        if configuration.coordinator.policy.isClairvoyant { submission.knownOutputTokens = request.outputTokens }
         jobs[id] = SimulatedJob(
             number: number, request: request, submission: submission,
             oracle: TokenOracle(prompt: request.prompt, length: request.length), arrived: now)
+        configuration.reservation?.arrived(id, input: request.prompt.count, output: request.outputTokens)
         note("client", "job \(number): \(request.prompt.count) + \(request.outputTokens) tokens of \(request.tenant)")
         if let span = request.cancelAfter { after(span, .cancellation(number)) }
         resubmit(number)
@@ -80,7 +91,7 @@ extension ClusterSimulation {
         guard isCoordinatorAlive, coordinatorFrozenUntil <= now else {
             return after(.milliseconds(100), .submission(number))
         }
-        jobs[id]?.isSubmitted = true
+        job.isSubmitted = true
         tell(.submitted(job.submission))
     }
 
@@ -90,7 +101,7 @@ extension ClusterSimulation {
         guard job.isSubmitted, isCoordinatorAlive, coordinatorFrozenUntil <= now else {
             return after(.milliseconds(100), .cancellation(number))
         }
-        jobs[id]?.wasCancelled = true
+        job.wasCancelled = true
         witness("client.cancel")
         tell(.cancelled(id, .client))
     }
@@ -109,7 +120,7 @@ extension ClusterSimulation {
             var submission = job.submission
             let known = random.chance(50) ? 0 : random.within(0...job.received.count)
             submission.emitted = job.received.prefix(known).map { SampledToken(token: $0) }
-            jobs[job.id]?.logged = known
+            job.logged = known
             tell(.recovered(submission, attempt: .first))
         }
     }
@@ -124,34 +135,35 @@ extension ClusterSimulation {
         guard let job = jobs[id] else { return fail("job \(id.low) was refused and is unknown") }
         witness("job.refused.\(error.code)")
         note("coordinator", "refuses job \(job.number): \(error.message)")
-        if error.code != .queueFull && error.code != .noWorker { fail("job \(job.number): \(error.message)") }
+        if ![.queueFull, .noWorker, .rateLimited].contains(error.code) { fail("job \(job.number): \(error.message)") }
         jobs[id] = nil
         endedJobs += 1
     }
 
     /// Every token is the one that the model gives, once, in order.
     func emitted(_ id: JobID, _ offset: Int, _ tokens: [SampledToken]) {
-        guard var job = jobs.removeValue(forKey: id) else { return fail("job \(id.low) got tokens after its end") }
+        guard let job = jobs[id] else { return fail("job \(id.low) got tokens after its end") }
+        if configuration.audits { emittedNow.insert(id) }
         note("client", "job \(job.number) tokens \(offset)..<\(offset + tokens.count)")
         if offset != job.logged { fail("job \(job.number) got offset \(offset), expected \(job.logged)") }
         for (index, token) in tokens.enumerated() {
-            check(&job, at: offset + index, token.token)
+            check(job, at: offset + index, token.token)
             mark(job.number, UInt64(token.token.value))
         }
         job.logged = offset + tokens.count
+        configuration.reservation?.gave(id, tokens: tokens.count)
         books.books[job.request.tenant, default: .init()].outputTokens += Int64(tokens.count)
         if job.firstToken == nil { job.firstToken = now }
         job.lastToken = now
         let stops = !job.wasStopped && job.request.stopAfter.map { job.receivedTokens >= $0 } ?? false
         if stops { job.wasStopped = true }
-        jobs[id] = job
         if stops, let count = job.request.stopAfter {
             witness("client.stop")
             tell(.stopMatched(id, outputTokens: count))
         }
     }
 
-    private func check(_ job: inout SimulatedJob, at offset: Int, _ token: TokenID) {
+    private func check(_ job: SimulatedJob, at offset: Int, _ token: TokenID) {
         if offset < job.receivedTokens {
             if offset >= job.received.count || job.received[offset] != token {
                 fail("job \(job.number): token \(offset) was repeated as \(token)")
@@ -177,6 +189,8 @@ extension ClusterSimulation {
             return fail("job \(outcome.job.low) ended twice")
         }
         endedJobs += 1
+        paused.remove(outcome.job)
+        configuration.reservation?.left(outcome.job)
         mark(job.number, 77)
         note("coordinator", "job \(job.number) ends: \(outcome.ending)")
         book(job, outcome)
@@ -234,7 +248,8 @@ extension ClusterSimulation {
     func checkCharges() {
         let policy = configuration.coordinator.policy
         for (tenant, book) in books.books.sorted(by: { $0.key < $1.key }) {
-            let prompt = coordinator.chargedUnits(of: tenant) - policy.outputWeight * book.outputTokens
+            let caused = policy.promptWeight * Int64(coordinator.causedTokens(of: tenant))
+            let prompt = coordinator.chargedUnits(of: tenant) - policy.outputWeight * book.outputTokens - caused
             let range = (policy.promptWeight * book.promptLeast)...(policy.promptWeight * book.promptMost)
             if !range.contains(prompt) {
                 fail("\(tenant) was charged \(prompt) units for prompts, lawful are \(range)")

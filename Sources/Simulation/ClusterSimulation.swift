@@ -54,6 +54,12 @@ public final class ClusterSimulation {
     var endedJobs = 0
     var isWorkloadOver = false
     var onEnd: (SimulatedJob, JobOutcome) -> Void = { _, _ in }
+    /// Jobs that got tokens from the message at hand.
+    var emittedNow: Set<JobID> = []
+    /// Resident jobs that the last plan of their worker has paused.
+    var paused: Set<JobID> = []
+    /// Called after the coordinator has taken a decoding worker's iteration.
+    var onIteration: ((ClusterSimulation) -> Void)?
     var books = ChargeBooks()
 
     public init(_ configuration: SimulationConfiguration, requests: @escaping () -> SimulatedRequest?) {
@@ -98,6 +104,16 @@ public final class ClusterSimulation {
         note("BROKEN", message)
     }
 
+    /// A fault of a workload, at an instant of virtual time.
+    func plan(_ fault: WorkloadFault, atSeconds seconds: Double) {
+        switch fault {
+        case .crash(let worker, let restart):
+            guard let node = nodeOfName[WorkerID(worker)] else { return }
+            queue.add(
+                .fault(.kill(node: node, restartAfter: TimeSpan(seconds: restart))), at: TimeSpan(seconds: seconds).nanoseconds)
+        }
+    }
+
     func witness(_ name: String, _ count: Int = 1) { witnessed[name, default: 0] += count }
 
     func note(_ actor: String, _ text: @autoclosure () -> String) {
@@ -123,6 +139,7 @@ public final class ClusterSimulation {
         case .workerTick(let node, let life):
             guard let node = living(node, life, event) else { return }
             perform(node, .tick)
+            if configuration.audits { checkLeases(node) }
             after(configuration.tick, event)
         case .connectControl(let node, let life):
             if let node = living(node, life, event) { connectControl(node) }
@@ -146,6 +163,8 @@ public final class ClusterSimulation {
             if let node = living(node, life, event) { perform(prefill: node, .pushingStopped(transfer)) }
         case .landingReleased(let node, let life, let transfer):
             if let node = living(node, life, event) { perform(decode: node, .landingReleased(transfer)) }
+        case .swapDone(let node, let life, let move):
+            if let node = living(node, life, event) { swapDone(node, move) }
         case .stepFinished(let node, let life, let batch, let time):
             if let node = living(node, life, event) { finishStep(node, batch, time) }
         case .arrival: arrive()
@@ -248,7 +267,9 @@ public final class ClusterSimulation {
         case .workerLost: witness("worker.lost")
         case .workerSuspected: witness("worker.suspected")
         case .workerStalled: witness("worker.stalled")
-        case .jobRequeued: witness("job.requeued")
+        case .jobRequeued(let transfer, _):
+            paused.remove(transfer.job)
+            witness("job.requeued")
         case .jobPoisoned: witness("job.poisoned")
         case .transferFailed(_, let reason): witness("transfer.failed.\(reason.rawValue)")
         case .workerJoined: break
@@ -333,6 +354,8 @@ public final class ClusterSimulation {
             case .openLanding(let transfer, let source, let slots): openLanding(node, transfer, source, slots)
             case .closeLanding(let transfer): closeLanding(node, transfer)
             case .runStep(let batch): runStep(node, batch)
+            case .swapOut(let order): swapOut(node, order)
+            case .swapIn(let order): swapIn(node, order)
             case .exitAfterDrain: exitSoon(node)
             }
         }
@@ -343,6 +366,10 @@ public final class ClusterSimulation {
         if let broken = node.audit() { fail("\(node.id): \(broken)") }
         let counts = node.blockCounts
         if counts.total != node.shape.blockCount { fail("\(node.id): blocks are not conserved: \(counts)") }
+        let swap = node.swapCounts
+        if node.decode != nil, swap.total != node.shape.swapPages {
+            fail("\(node.id): the host tier is not conserved: \(swap)")
+        }
     }
 
     private func exitSoon(_ node: SimulatedNode) {
@@ -354,17 +381,29 @@ public final class ClusterSimulation {
     // MARK: The engine
 
     private func runStep(_ node: SimulatedNode, _ batch: StepBatch) {
-        if configuration.audits { checkNobodyWrites(node, batch) }
+        if configuration.audits {
+            checkNobodyWrites(node, batch)
+            checkBudgets(node, batch)
+        }
         var time = configuration.profile.time(of: batch)
         if configuration.variesSteps {
             time = TimeSpan(seconds: time.seconds * (0.5 + 1.5 * random.unit()))
         }
+        let interference =
+            node.shape.role == .prefill
+            ? configuration.profile.prefillInterference : configuration.profile.decodeInterference
+        if interference > 0 {
+            let others = nodes.reduce(0) { $0 + ($1.isStepping && $1.index != node.index ? 1 : 0) }
+            time = TimeSpan(seconds: time.seconds * (1 + interference * Double(others)))
+        }
+        node.isStepping = true
         node.busySeconds += time.seconds
         node.steps += 1
         after(time, .stepFinished(node: node.index, life: node.life, batch, time))
     }
 
     private func finishStep(_ node: SimulatedNode, _ batch: StepBatch, _ time: TimeSpan) {
+        node.isStepping = false
         let outcomes = node.engine.run(
             batch, length: { jobs[$0]?.request.length },
             complain: { fail("\(node.id): \($0)") })

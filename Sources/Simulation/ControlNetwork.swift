@@ -23,10 +23,11 @@ struct PathCondition {
 /// Control links, as `ControlClient`, `ControlServer` and `CoordinatorLinks` keep them.
 extension ClusterSimulation {
     /// When a message sent now arrives, behind those before it.
-    func arrival(after last: Int64, heldUntil: Int64) -> Int64 {
+    func arrival(after last: Int64, heldUntil: Int64, onPageLink: Bool = false) -> Int64 {
         let jitter = configuration.network.jitter.nanoseconds
+        let latency = (onPageLink ? configuration.network.pageLatency : nil) ?? configuration.network.latency
         let delay =
-            configuration.network.latency.nanoseconds
+            latency.nanoseconds
             + (jitter > 0 ? Int64(random.within(0...Int(clamping: jitter))) : 0)
         var time = now + delay
         if heldUntil > now {
@@ -96,6 +97,10 @@ extension ClusterSimulation {
 
     func sendToWorker(_ worker: WorkerRef, _ message: Message) {
         guard let id = links[worker] else { return }
+        if case .setRunning(let plan) = message {
+            paused.formUnion(plan.pause.map(\.job))
+            paused.subtract(plan.run.map(\.job))
+        }
         let link = controlLinks[id]
         note("coordinator", "-> \(worker.id)  \(Summary.of(message))")
         mark(link.node, Summary.code(of: message))
@@ -110,6 +115,7 @@ extension ClusterSimulation {
 
     func sendToCoordinator(_ node: SimulatedNode, _ message: Message) {
         guard let id = node.control, controlLinks[id].isUpAtWorker else { return }
+        if configuration.audits { checkAccepted(node, message) }
         let link = controlLinks[id]
         note(node.id.name, "-> coordinator  \(Summary.of(message))")
         mark(node.index, Summary.code(of: message))
@@ -131,6 +137,7 @@ extension ClusterSimulation {
 
     func messageToWorker(_ link: ControlLink, _ message: Message, _ event: SimulationEvent) {
         guard !link.isCut, let node = living(link.node, link.life, event), node.control == link.id else { return }
+        if configuration.audits, let transfer = Self.renewed(by: message) { hear(node, transfer) }
         perform(node, .coordinatorMessage(message))
     }
 
@@ -143,7 +150,11 @@ extension ClusterSimulation {
             .reserveNack, .startDecode, .startDecodeAck, .setRunning, .tokenSteps, .assignPrefill, .assignAck,
             .assignNack, .prefillProgress, .prefillDone, .pageOffer, .pageWant, .pagePush, .pageAck, .pageNack,
             .credit, .transferEnd, .transferCommitted, .transferFailed, .leaseRenew, .cancel, .cancelAck:
+            let stale = configuration.audits ? staleWords(message) : []
+            emittedNow.removeAll(keepingCapacity: true)
             tell(.workerMessage(link.ref, message))
+            checkStale(stale, emitted: emittedNow)
+            if case .tokenSteps = message { onIteration?(self) }
         }
     }
 

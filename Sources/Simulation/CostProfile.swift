@@ -17,6 +17,8 @@ public struct CostProfile: Hashable, Sendable {
     }
 
     public var name: String
+    /// Whether prompts and decoding share an iteration, and its base; else each phase pays its own.
+    public var sharesIterations = true
     /// base + linear * tokens + other * (tokens squared); a chunk from s to e pays e^2 - s^2.
     public var prefill: Line
     /// base + linear * (tokens of context) + other * jobs, below `largeBatch` jobs.
@@ -29,6 +31,17 @@ public struct CostProfile: Hashable, Sendable {
     /// Bytes of keys and values of one token, and tokens that a pool of one worker holds.
     public var bytesPerToken: Int
     public var poolTokens: Int
+    /// How much longer an iteration takes for each other worker of the same machine that is in one:
+    /// of a prefill worker, and of one that decodes.
+    public var prefillInterference = 0.0
+    public var decodeInterference = 0.0
+    /// From the last page to the first decode iteration, beside the pages' own time: one way on a
+    /// page link. Nil: as control messages.
+    public var pageLatency: TimeSpan?
+    /// Prompt tokens of one job in one iteration at most; nil: as many as the iteration takes.
+    public var chunkTokensMax: Int?
+    /// Seconds between the client and the coordinator's core and back, beside the links.
+    public var frontDoorSeconds = 0.0
     /// Jobs and tokens of one iteration at most, as a worker registers them.
     public var batchJobsMax: Int
     public var stepTokensMax: Int
@@ -66,7 +79,7 @@ public struct CostProfile: Hashable, Sendable {
         public init() {}
     }
 
-    /// Both phases in one iteration pay one base, the greater.
+    /// Both phases in one iteration pay one base, the greater, unless they do not share it.
     public func time(of work: Work) -> TimeSpan {
         var (base, milliseconds) = (0.0, 0.0)
         if work.prefillTokens > 0 {
@@ -75,7 +88,7 @@ public struct CostProfile: Hashable, Sendable {
         }
         if work.decodeJobs > 0 {
             let line = work.decodeJobs < largeBatch ? decode : decodeLarge
-            base = max(base, line.base)
+            base = sharesIterations ? max(base, line.base) : base + line.base
             milliseconds += line.linear * Double(work.contextTokens) + line.other * Double(work.decodeJobs)
         }
         return TimeSpan(seconds: (base + milliseconds) * factor / 1000)

@@ -86,7 +86,7 @@ extension ClusterSimulation {
             let seconds = Double(configuration.pageBytes) / configuration.network.bytesPerSecond * slowness
             duration += TimeSpan(seconds: seconds).nanoseconds
             if configuration.audits {
-                let begins = arrival(after: link.lastToTarget, heldUntil: way.heldOut)
+                let begins = arrival(after: link.lastToTarget, heldUntil: way.heldOut, onPageLink: true)
                 link.lastToTarget = begins
                 queue.add(.pageBegins(link.id, transfer, page.block), at: begins)
             }
@@ -115,7 +115,7 @@ extension ClusterSimulation {
     }
 
     private func depart(_ link: PageLink, _ item: PageLink.Item, _ node: SimulatedNode) {
-        link.lastToTarget = arrival(after: link.lastToTarget, heldUntil: way(link).heldOut)
+        link.lastToTarget = arrival(after: link.lastToTarget, heldUntil: way(link).heldOut, onPageLink: true)
         switch item {
         case .message(_, let message):
             note(node.id.name, "-> \(link.targetRef.id)  \(Summary.of(message))")
@@ -168,6 +168,7 @@ extension ClusterSimulation {
             }
         }
         node.landings[transfer] = landing
+        hear(node, transfer)
     }
 
     func closeLanding(_ node: SimulatedNode, _ transfer: TransferID) {
@@ -206,6 +207,7 @@ extension ClusterSimulation {
     func pageArrives(_ link: PageLink, _ page: PageInFlight, _ event: SimulationEvent) {
         guard let node = receiver(link, event) else { return }
         let verdict = land(page, link, node)
+        hear(node, page.transfer)
         leaveSlot(node, page.transfer, link)
         switch verdict {
         case .landed:
@@ -256,6 +258,7 @@ extension ClusterSimulation {
 
     func messageToTarget(_ link: PageLink, _ message: Message, _ event: SimulationEvent) {
         guard let node = receiver(link, event) else { return }
+        if configuration.audits, let transfer = Self.renewed(by: message) { hear(node, transfer) }
         perform(decode: node, .peerMessage(PageLinkID(UInt64(link.id)), from: link.sourceRef, message))
     }
 
@@ -269,7 +272,7 @@ extension ClusterSimulation {
         note(link.targetRef.id.name, "-> \(link.sourceRef.id)  \(Summary.of(message))")
         mark(link.id, Summary.code(of: message))
         guard !link.isCut else { return }
-        link.lastToSource = arrival(after: link.lastToSource, heldUntil: way(link).heldIn)
+        link.lastToSource = arrival(after: link.lastToSource, heldUntil: way(link).heldIn, onPageLink: true)
         queue.add(.messageToSource(link.id, message), at: link.lastToSource)
     }
 
@@ -299,8 +302,8 @@ extension ClusterSimulation {
         guard !link.isCut else { return }
         link.isCut = true
         let way = way(link)
-        let atSource = sourceNotices.map { now + $0 } ?? arrival(after: now, heldUntil: way.heldIn)
-        let atTarget = targetNotices.map { now + $0 } ?? arrival(after: now, heldUntil: way.heldOut)
+        let atSource = sourceNotices.map { now + $0 } ?? arrival(after: now, heldUntil: way.heldIn, onPageLink: true)
+        let atTarget = targetNotices.map { now + $0 } ?? arrival(after: now, heldUntil: way.heldOut, onPageLink: true)
         queue.add(.pageLinkEndsAtSource(link.id), at: atSource)
         queue.add(.pageLinkEndsAtTarget(link.id), at: atTarget)
     }

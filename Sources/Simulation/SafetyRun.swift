@@ -143,6 +143,8 @@ extension ClusterSimulation {
             if !node.heldTransfers.isEmpty { return "\(node.id) holds \(node.heldTransfers.map(Summary.short))" }
             let counts = node.blockCounts
             if counts.available != counts.total { return "\(node.id) leaks blocks: \(counts)" }
+            let swap = node.swapCounts
+            if swap.free != swap.total { return "\(node.id) leaks pages of its host tier: \(swap)" }
             if !node.landings.isEmpty { return "\(node.id) has open landings" }
             guard let worker = coordinator.worker(node.id), worker.worker == node.ref else {
                 return "\(node.id) is not registered"
@@ -163,6 +165,8 @@ struct SafetyPlan {
     let seed: UInt64
     private var random: SimulationRandom
     private var shapes: [SimulatedWorker] = []
+    private var swapBytesPerSecond = 12e9
+    private var swapFailPercent = 0
 
     static let arrivalsEnd = 2_000_000
     static let faultsEnd = 3_000_000
@@ -217,6 +221,21 @@ struct SafetyPlan {
         for _ in 0..<(isMixed ? random.within(1...3) : random.chance(15) ? 1 : 0) {
             shapes.append(shape(.mixed, &random))
         }
+        drawHostTiers()
+    }
+
+    /// From a stream of its own, so that everything else of a seed stays as it was: half of the
+    /// clusters have host tiers, some too small, some slow, some failing, and smaller pools to need them.
+    private mutating func drawHostTiers() {
+        var own = SimulationRandom(seed: Hashing.mix(seed ^ 0x7377_6170))
+        guard own.chance(50) else { return }
+        for index in shapes.indices where shapes[index].role != .prefill {
+            shapes[index].swapPages = own.chance(20) ? own.within(1...12) : own.within(24...200)
+            if own.chance(60) { shapes[index].blockCount = own.within(24...30) }
+            if own.chance(15) { shapes[index].reservesWholeJobs = true }
+        }
+        swapBytesPerSecond = own.chance(30) ? Double(own.within(20_000...200_000)) : 10e6
+        swapFailPercent = own.chance(25) ? own.within(1...40) : 0
     }
 
     mutating func configuration() -> SimulationConfiguration {
@@ -241,6 +260,8 @@ struct SafetyPlan {
         result.bufferedTokensMax = random.within(8...64)
         result.variesSteps = true
         result.audits = true
+        result.swapBytesPerSecond = swapBytesPerSecond
+        result.swapFailPercent = swapFailPercent
         result.network.latency = .microseconds(Int64(random.within(50...2000)))
         result.network.jitter = .microseconds(Int64(random.within(0...3000)))
         result.network.bytesPerSecond = Double(random.within(20_000...1_000_000))

@@ -28,13 +28,22 @@ final class SimulatedNode {
     var peers: [WorkerRef: Int] = [:]
     /// Where pages may land; the receiver's side of the fence.
     var landings: [TransferID: Landing] = [:]
+    /// Checks of runs with audits: the attempts that this process has accepted, and when a
+    /// reservation was last heard of.
+    var accepted: [JobID: Attempt] = [:]
+    var lastHeard: [TransferID: Int64] = [:]
     /// Slots of open landings whose bytes have not come, by how many landings name them.
     var writable: [Int]
+
+    /// What lies in the host tier, and when its last move will be done.
+    var host: [SlotContent] = []
+    var swapBusyUntil: Int64 = 0
 
     /// Seconds in steps since the simulation began, over all lives.
     var busySeconds = 0.0
     var steps: UInt64 = 0
     var isDraining = false
+    var isStepping = false
 
     static let backoffFirst: Int64 = 100_000_000
     static let backoffMax: Int64 = 2_000_000_000
@@ -64,12 +73,17 @@ final class SimulatedNode {
         life += 1
         isAlive = true
         isDraining = false
+        isStepping = false
         frozenUntil = 0
         control = nil
         backoff = Self.backoffFirst
         peers = [:]
         landings = [:]
+        accepted = [:]
+        lastHeard = [:]
         writable = Array(repeating: 0, count: shape.blockCount)
+        host = Array(repeating: SlotContent(), count: shape.swapPages)
+        swapBusyUntil = 0
         ref = WorkerRef(id: id, epoch: Epoch(epoch))
         engine = SimulatedEngine(
             blockCount: shape.blockCount, blockTokens: configuration.blockTokens,
@@ -110,6 +124,8 @@ final class SimulatedNode {
         result.creditWindowBytes = simulation.creditPages * simulation.pageBytes
         result.orphanGrace = simulation.orphanGrace
         result.bufferedTokensMax = simulation.bufferedTokensMax
+        result.swapPages = shape.swapPages
+        result.reservesWholeJobs = shape.reservesWholeJobs
         result.tick = simulation.tick
         return result
     }
@@ -117,6 +133,7 @@ final class SimulatedNode {
     var blockCounts: BlockCounts { prefill?.blockCounts ?? decode?.blockCounts ?? BlockCounts() }
     var heldTransfers: [TransferID] { prefill?.heldTransfers ?? decode?.heldTransfers ?? [] }
     func audit() -> String? { prefill?.audit() ?? decode?.audit() }
+    var swapCounts: SwapCounts { decode?.swapCounts ?? SwapCounts() }
 }
 
 /// A control link: each side holds it up or not, and each direction keeps its order.
@@ -254,6 +271,7 @@ enum SimulationEvent {
     case pushingStopped(node: Int, life: Int, TransferID)
     case landingReleased(node: Int, life: Int, TransferID)
     case stepFinished(node: Int, life: Int, StepBatch, TimeSpan)
+    case swapDone(node: Int, life: Int, SimulatedMove)
     case arrival
     case submission(Int)
     case cancellation(Int)

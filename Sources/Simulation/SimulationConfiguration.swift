@@ -10,6 +10,9 @@ public struct SimulatedWorker: Hashable, Sendable {
     public var prefillChunkTokens: Int
     /// Jobs that its core takes at once.
     public var jobsMax: Int
+    /// Pages of a decoding worker's host tier; 0: none.
+    public var swapPages = 0
+    public var reservesWholeJobs = false
 
     public init(
         role: WorkerRole, blockCount: Int, batchJobsMax: Int, stepTokensMax: Int, prefillChunkTokens: Int, jobsMax: Int
@@ -26,6 +29,8 @@ public struct SimulatedWorker: Hashable, Sendable {
 /// The links between all processes while nothing is wrong with them.
 public struct SimulatedNetwork: Hashable, Sendable {
     public var latency: TimeSpan = .microseconds(50)
+    /// On page links; nil: the same.
+    public var pageLatency: TimeSpan?
     /// Added uniformly, per message; a link stays in order.
     public var jitter: TimeSpan = .zero
     /// Of one page link.
@@ -51,9 +56,14 @@ public struct SimulationConfiguration: Sendable {
     /// How often the drivers let time pass.
     public var tick: TimeSpan = .milliseconds(25)
     public var orphanGrace: TimeSpan = .seconds(30)
+    /// Between a worker's pool and its host tier, and how many moves in a hundred fail.
+    public var swapBytesPerSecond = 12e9
+    public var swapFailPercent = 0
     public var bufferedTokensMax = 4096
     /// Iterations take between half and twice their time.
     public var variesSteps = false
+    /// An engine's own rule of admission, told what happens to its jobs.
+    public var reservation: PeakReservation?
     /// Every core audits itself, and the engine reads every block, on every step.
     public var audits = false
 

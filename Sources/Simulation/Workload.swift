@@ -37,6 +37,8 @@ public struct Workload: Sendable {
     /// Recorded requests in place of drawn ones, and how much faster than recorded they come.
     public var trace: [TraceEntry] = []
     public var speed = 1.0
+    /// Recorded pairs of lengths from which drawn requests take theirs, instead of `input` and `output`.
+    public var lengths: [TraceEntry] = []
     /// Tokens of one stretch of a trace.
     public var stretchTokens = 512
 
@@ -54,9 +56,10 @@ public struct Workload: Sendable {
             guard index < jobs else { return nil }
             time += arrivals.gap(index, rate: rate, &random)
             index += 1
-            let count = input.draw(&random, max: inputMax)
-            let length = output.draw(&random, max: outputMax)
-            let tenant = tenants > 1 ? "tenant-\(random.within(0...tenants - 1))" : "default"
+            let recorded = random.pick(lengths)
+            let count = recorded?.inputTokens ?? input.draw(&random, max: inputMax)
+            let length = recorded?.outputTokens ?? output.draw(&random, max: outputMax)
+            let tenant = recorded?.tenant ?? (tenants > 1 ? "tenant-\(random.within(0...tenants - 1))" : "default")
             return Self.request(
                 at: time, tenant: tenant, prompt: Self.tokens(count, from: Hashing.fold(seed, UInt64(index))),
                 length: length)

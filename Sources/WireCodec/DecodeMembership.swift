@@ -26,7 +26,9 @@ extension WireReader {
             blockCount: try int(wire.block_count, "block_count"), pageBytes: try int(wire.page_bytes, "page_bytes"),
             batchJobsMax: try int(wire.batch_jobs_max, "batch_jobs_max"),
             stepTokensMax: try int(wire.step_tokens_max, "step_tokens_max"), processID: wire.process_id,
-            held: try transfers(wire.n_held, wire.held, "held"))
+            held: try transfers(wire.n_held, wire.held, "held"),
+            swapPages: wire.has_swap_pages != 0 ? try blockCount(wire.swap_pages, "swap_pages") : 0,
+            reservesWholeJobs: wire.has_reserves_whole_jobs != 0 && wire.reserves_whole_jobs != 0)
     }
 
     func registerAck(_ wire: Tandem__RegisterAck) -> RegisterAck {
@@ -47,6 +49,15 @@ extension WireReader {
         load.pageBytesSent = wire.page_bytes_sent
         load.pageBytesReceived = wire.page_bytes_received
         load.staleMessagesDropped = wire.stale_messages_dropped
+        if wire.swap != nil {
+            let counts = try required(wire.swap, "swap")
+            load.swap.free = try blockCount(counts.free, "swap.free")
+            load.swap.reserved = try blockCount(counts.reserved, "swap.reserved")
+            load.swap.held = try blockCount(counts.held, "swap.held")
+        }
+        if wire.has_swap_bytes_out != 0 { load.swapBytesOut = wire.swap_bytes_out }
+        if wire.has_swap_bytes_in != 0 { load.swapBytesIn = wire.swap_bytes_in }
+        if wire.has_swap_stall != 0 { load.swapStall = TimeSpan(nanoseconds: wire.swap_stall) }
         return Heartbeat(load: load)
     }
 

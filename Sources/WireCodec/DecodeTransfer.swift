@@ -39,7 +39,8 @@ extension WireReader {
 
     func setRunning(_ wire: Tandem__SetRunning) throws(FrameError) -> SetRunning {
         SetRunning(
-            run: try transfers(wire.n_run, wire.run, "run"), pause: try transfers(wire.n_pause, wire.pause, "pause"))
+            run: try transfers(wire.n_run, wire.run, "run"), pause: try transfers(wire.n_pause, wire.pause, "pause"),
+            order: try transfers(wire.n_order, wire.order, "order"))
     }
 
     func tokenSteps(_ wire: Tandem__TokenSteps) throws(FrameError) -> TokenSteps {
@@ -56,7 +57,18 @@ extension WireReader {
             },
             end: wire.end != nil ? try stepEnd(try required(wire.end, "steps.end")) : nil,
             prefilledTokens: try int(wire.prefilled_tokens, "steps.prefilled_tokens"),
-            cachedTokens: try int(wire.cached_tokens, "steps.cached_tokens"))
+            cachedTokens: try int(wire.cached_tokens, "steps.cached_tokens"),
+            swap: wire.swap != nil ? try swapNotice(try required(wire.swap, "steps.swap")) : nil,
+            evictedFor: wire.evicted_for != nil ? try transfer(wire.evicted_for) : nil)
+    }
+
+    private func swapNotice(_ wire: Tandem__SwapNotice) throws(FrameError) -> SwapNotice {
+        switch wire.kind {
+        case TANDEM__SWAP_NOTICE__KIND__SWAP_LEFT where wire.has_stall == 0: return .left
+        case TANDEM__SWAP_NOTICE__KIND__SWAP_BACK where wire.has_stall != 0:
+            return .back(stall: TimeSpan(nanoseconds: wire.stall))
+        default: throw malformed("steps.swap")
+        }
     }
 
     func assignPrefill(_ wire: Tandem__AssignPrefill) throws(FrameError) -> AssignPrefill {

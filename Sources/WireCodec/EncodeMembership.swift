@@ -41,6 +41,14 @@ extension WireWriter {
         wire.pointee.step_tokens_max = try count(value.stepTokensMax, "step_tokens_max")
         wire.pointee.process_id = value.processID
         (wire.pointee.n_held, wire.pointee.held) = try transfers(value.held, "held")
+        if value.swapPages != 0 {
+            wire.pointee.has_swap_pages = 1
+            wire.pointee.swap_pages = try count(value.swapPages, "swap_pages")
+        }
+        if value.reservesWholeJobs {
+            wire.pointee.has_reserves_whole_jobs = 1
+            wire.pointee.reserves_whole_jobs = 1
+        }
         return wire
     }
 
@@ -64,7 +72,24 @@ extension WireWriter {
         wire.pointee.page_bytes_sent = load.pageBytesSent
         wire.pointee.page_bytes_received = load.pageBytesReceived
         wire.pointee.stale_messages_dropped = load.staleMessagesDropped
+        if load.swap != SwapCounts() || load.swapBytesOut != 0 || load.swapBytesIn != 0 || load.swapStall != .zero {
+            try addSwap(load, to: wire)
+        }
         return wire
+    }
+
+    private func addSwap(_ load: LoadReport, to wire: Pointer<Tandem__Heartbeat>) throws(FrameError) {
+        let counts = try make(tandem__swap_counts__init)
+        counts.pointee.free = try count(load.swap.free, "swap.free")
+        counts.pointee.reserved = try count(load.swap.reserved, "swap.reserved")
+        counts.pointee.held = try count(load.swap.held, "swap.held")
+        wire.pointee.swap = counts
+        wire.pointee.has_swap_bytes_out = 1
+        wire.pointee.swap_bytes_out = load.swapBytesOut
+        wire.pointee.has_swap_bytes_in = 1
+        wire.pointee.swap_bytes_in = load.swapBytesIn
+        wire.pointee.has_swap_stall = 1
+        wire.pointee.swap_stall = load.swapStall.nanoseconds
     }
 
     private func blockCounts(_ value: BlockCounts) throws(FrameError) -> Pointer<Tandem__BlockCounts> {

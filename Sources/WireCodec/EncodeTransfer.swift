@@ -50,6 +50,7 @@ extension WireWriter {
         let wire = try make(tandem__set_running__init)
         (wire.pointee.n_run, wire.pointee.run) = try transfers(value.run, "run")
         (wire.pointee.n_pause, wire.pointee.pause) = try transfers(value.pause, "pause")
+        (wire.pointee.n_order, wire.pointee.order) = try transfers(value.order, "order")
         return wire
     }
 
@@ -73,6 +74,20 @@ extension WireWriter {
         if let end = value.end { wire.pointee.end = try stepEnd(end) }
         wire.pointee.prefilled_tokens = try count(value.prefilledTokens, "steps.prefilled_tokens")
         wire.pointee.cached_tokens = try count(value.cachedTokens, "steps.cached_tokens")
+        if let notice = value.swap { wire.pointee.swap = try swapNotice(notice) }
+        if let cause = value.evictedFor { wire.pointee.evicted_for = try transfer(cause) }
+        return wire
+    }
+
+    private func swapNotice(_ value: SwapNotice) throws(FrameError) -> Pointer<Tandem__SwapNotice> {
+        let wire = try make(tandem__swap_notice__init)
+        switch value {
+        case .left: wire.pointee.kind = TANDEM__SWAP_NOTICE__KIND__SWAP_LEFT
+        case .back(let stall):
+            wire.pointee.kind = TANDEM__SWAP_NOTICE__KIND__SWAP_BACK
+            wire.pointee.has_stall = 1
+            wire.pointee.stall = stall.nanoseconds
+        }
         return wire
     }
 

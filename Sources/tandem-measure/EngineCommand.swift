@@ -7,94 +7,232 @@ import ServingTypes
 /// The engine alone, without a cluster round it: tokens per second of prefill and of decode.
 struct EngineCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "engine", abstract: "Engine throughput: prefill, and decode at several batch sizes.")
+        commandName: "engine", abstract: "Engine throughput: prefill, and decode at several batch sizes.",
+        discussion: """
+            Rows are `prefill:TOKENS` and `decode:JOBS:CONTEXT`. A short prompt comes before the first.
 
-    @Option(help: "Hugging Face model folder.") var model: String
+              tandem-measure engine --model MODEL.gguf --row prefill:512 --row decode:16:128
+            """)
+
+    @Option(help: "Hugging Face model folder or GGUF file.") var model: String
     @Option(help: "Compute threads.") var threads: Int = 2
-    @Option(help: "Prompt tokens.") var prompt: Int = 512
-    @Option(help: "Tokens already in the cache when decoding.") var context: Int = 128
+    @Option(help: "prefill:TOKENS or decode:JOBS:CONTEXT; again for more rows.") var row: [EngineRow] = []
     @Option(help: "Runs of each row.") var rounds: Int = 5
+    @Option(help: "Steps of one run of a decode row.") var steps: Int = 32
+    @Option(help: "Element type of cached keys and values: \(KVElementType.names).") var kvType: KVElementType = .bf16
+    @Option(help: "Quantise 16- and 32-bit matrices while loading: q8_0, q4_0.") var quantize: QuantizeChoice?
+    @Option(help: "Kernels: scalar, avx2, avx512 (default: the widest).") var kernels: KernelVariant?
+    @Option(help: "Tokens that are prefilled before the first row, for pages and caches; 0: none.") var warmUp: Int = 32
+    @Flag(help: "Read the tokenizer too, as a server does, before the engine is made.") var withTokenizer = false
+    @Flag(help: "A JSON object per line instead of a table.") var json = false
 
     func validate() throws {
-        guard (1...1024).contains(threads), (1...65_536).contains(prompt), (1...65_536).contains(context),
-            (1...1000).contains(rounds)
+        guard (1...1024).contains(threads), (1...1000).contains(rounds), (1...65_536).contains(steps),
+            (0...65_536).contains(warmUp)
         else {
-            throw ValidationError("--threads takes 1 to 1024, --prompt and --context 1 to 65536, --rounds 1 to 1000")
+            throw ValidationError("--threads takes 1 to 1024, --rounds 1 to 1000, --steps and --warm-up to 65536")
         }
     }
 
     func run() throws {
-        let bench = try EngineBench(model: model, threads: threads, positions: max(prompt, context + 33))
-        print(Machine.line)
-        print(
-            "method: \(model), \(threads) threads, kernels \(bench.engine.variantName), \(rounds) runs after one warm-up"
-        )
-        print("what                       tokens/s, median (min-max)")
-        let prefill = bench.rates(rounds) { bench.prefill(prompt) }
-        print("prefill \(prompt)                \(prefill.text(1))")
-        for jobs in [1, 4, 16, 32] {
-            bench.fill(jobs: jobs, context: context)
-            let decode = bench.rates(rounds) { bench.decode(jobs: jobs, context: context, steps: 32) }
-            print("decode, \(jobs) jobs at \(context)     \(decode.text(1))")
+        let rows = row.isEmpty ? EngineRow.standard : row
+        let bench = try EngineBench(self, rows: rows)
+        json ? print(bench.json) : print(bench.text)
+        for row in rows {
+            let seconds = bench.seconds(row, rounds: rounds, steps: steps)
+            let tokens = row.tokens(steps: steps)
+            if json {
+                print("{\"row\": \"\(row)\", \"tokens\": \(tokens), \"seconds\": \(JSONText.array(seconds))}")
+            } else {
+                let rates = Spread(seconds.map { Double(tokens) / $0 })
+                print("\(row.title.padding(toLength: 28, withPad: " ", startingAt: 0))\(rates.text(1))")
+            }
+        }
+        if json { print("{\"resident_bytes\": \(Machine.residentBytes), \"peak_bytes\": \(Machine.peakBytes)}") }
+    }
+}
+
+/// What `--quantize` takes.
+enum QuantizeChoice: String, CaseIterable, ExpressibleByArgument {
+    case q8_0
+    case q4_0
+
+    var format: BlockFormat {
+        switch self {
+        case .q8_0: .q8_0
+        case .q4_0: .q4_0
         }
     }
 }
 
+extension KVElementType: ExpressibleByArgument {}
+extension KernelVariant: ExpressibleByArgument {}
+
+/// One line of the table.
+enum EngineRow: Hashable, ExpressibleByArgument, CustomStringConvertible {
+    case prefill(tokens: Int)
+    case decode(jobs: Int, context: Int)
+
+    static let standard: [EngineRow] = [
+        .prefill(tokens: 512), .decode(jobs: 1, context: 128), .decode(jobs: 4, context: 128),
+        .decode(jobs: 16, context: 128), .decode(jobs: 32, context: 128),
+    ]
+
+    init?(argument: String) {
+        let parts = argument.split(separator: ":", omittingEmptySubsequences: false)
+        let numbers = parts.dropFirst().compactMap { Int($0) }.filter { (1...65_536).contains($0) }
+        switch (parts.first, parts.count, numbers.count) {
+        case ("prefill", 2, 1): self = .prefill(tokens: numbers[0])
+        case ("decode", 3, 2) where numbers[0] <= 1024: self = .decode(jobs: numbers[0], context: numbers[1])
+        default: return nil
+        }
+    }
+
+    var description: String {
+        switch self {
+        case .prefill(let tokens): "prefill:\(tokens)"
+        case .decode(let jobs, let context): "decode:\(jobs):\(context)"
+        }
+    }
+
+    var title: String {
+        switch self {
+        case .prefill(let tokens): "prefill \(tokens)"
+        case .decode(let jobs, let context): "decode, \(jobs) jobs at \(context)"
+        }
+    }
+
+    var jobs: Int {
+        switch self {
+        case .prefill: 1
+        case .decode(let jobs, _): jobs
+        }
+    }
+
+    func positions(steps: Int) -> Int {
+        switch self {
+        case .prefill(let tokens): tokens
+        case .decode(_, let context): context + steps
+        }
+    }
+
+    /// Tokens of one run.
+    func tokens(steps: Int) -> Int {
+        switch self {
+        case .prefill(let tokens): tokens
+        case .decode(let jobs, _): jobs * steps
+        }
+    }
+}
+
+/// An engine with a pool for the rows at hand.
 private struct EngineBench {
     static let blockTokens = 16
-    static let jobsMax = 32
 
     let engine: CPUEngine
-    private let blocksPerJob: Int
+    private let model: String
+    private let loadSeconds: Double
+    private let weightBytes: Int
+    private let threads: Int
+    private let kvType: KVElementType
 
-    init(model: String, threads: Int, positions: Int) throws {
-        let folder = try EngineFolder(path: model)
+    init(_ command: EngineCommand, rows: [EngineRow]) throws {
+        let start = DispatchTime.now().uptimeNanoseconds
+        if command.withTokenizer { _ = try ModelFolder(path: command.model) }
+        let folder = try EngineFolder(path: command.model)
         let spec = folder.spec
-        guard positions <= spec.contextTokensMax else {
-            throw ValidationError("\(positions) positions exceed the model's context of \(spec.contextTokensMax)")
+        let positions = rows.map { $0.positions(steps: command.steps) }
+        guard positions.allSatisfy({ $0 <= spec.contextTokensMax }) else {
+            throw ValidationError("a row exceeds the model's context of \(spec.contextTokensMax)")
         }
-        blocksPerJob = positions / Self.blockTokens + 1
         let layout = KVStore.Layout(
             blockTokens: Self.blockTokens, layerCount: spec.layerCount, kvHeadCount: spec.kvHeadCount,
-            headDim: spec.headDim, elementType: .bf16)
-        let store = try KVStore(layout: layout, slotCount: blocksPerJob * Self.jobsMax)
+            headDim: spec.headDim, elementType: command.kvType)
+        let slots = zip(rows, positions).map { $0.jobs * Self.blocks($1) }.max() ?? 1
+        let store = try KVStore(layout: layout, slotCount: max(slots, Self.blocks(command.warmUp)))
         var options = EngineOptions()
-        options.threads = threads
+        options.threads = command.threads
+        options.kernels = command.kernels
+        options.quantise = command.quantize?.format
+        try folder.weights.load(progress: nil)
         engine = try CPUEngine(spec: spec, weights: folder.weights, store: store, options: options)
+        (model, weightBytes) = (command.model, folder.weights.byteCount)
+        (threads, kvType) = (command.threads, command.kvType)
+        loadSeconds = Double(DispatchTime.now().uptimeNanoseconds - start) / 1e9
+        if command.warmUp > 0 { _ = prefill(command.warmUp) }
     }
 
-    /// Tokens per second of `body`, which answers how many tokens it computed.
-    func rates(_ rounds: Int, _ body: () -> Int) -> Spread {
-        _ = body()
-        return Spread(
-            (0..<rounds).map { _ in
-                var tokens = 0
-                let seconds = Machine.seconds { tokens = body() }
-                return Double(tokens) / seconds
-            })
+    private static func blocks(_ positions: Int) -> Int { (positions + blockTokens - 1) / blockTokens }
+
+    var text: String {
+        """
+        \(Machine.line)
+        method: \(model), \(threads) threads, kernels \(engine.variantName), KV \(kvType.rawValue); loaded in \
+        \(String(format: "%.2f", loadSeconds)) s
+        what                        tokens/s, median (min-max)
+        """
     }
 
-    func prefill(_ tokens: Int) -> Int {
-        _ = engine.step(StepBatch(entries: [entry(job: 0, start: 0, count: tokens, samples: true)]))
-        return tokens
+    /// The facts that rooflines are made of.
+    var json: String {
+        let spec = engine.spec
+        let matrices = RandomModel.tensors(of: spec).filter { $0.shape.count > 1 }
+        let layers = matrices.filter { $0.name.hasPrefix("model.layers.") }.reduce(0) { $0 + $1.shape.reduce(1, *) }
+        return """
+            {"model": "\(model)", "variant": "\(engine.variantName)", "threads": \(threads), \
+            "load_seconds": \(loadSeconds), "file_bytes": \(weightBytes), "layer_weights": \(layers), \
+            "head_weights": \(spec.vocabularySize * spec.hiddenSize), "layers": \(spec.layerCount), \
+            "heads": \(spec.headCount), "head_dim": \(spec.headDim), "kv_type": "\(kvType.rawValue)", \
+            "kv_bytes_per_token": \(engine.store.layout.pageBytes / engine.store.layout.blockTokens)}
+            """
     }
 
-    /// Puts `context` tokens of each job into the cache.
-    func fill(jobs: Int, context: Int) {
-        for job in 0..<jobs {
-            _ = engine.step(StepBatch(entries: [entry(job: job, start: 0, count: context, samples: false)]))
+    /// Seconds of each run of a row.
+    func seconds(_ row: EngineRow, rounds: Int, steps: Int) -> [Double] {
+        switch row {
+        case .prefill(let tokens):
+            return (0..<rounds).map { _ in Machine.seconds { _ = prefill(tokens) } }
+        case .decode(let jobs, let context):
+            let blocks = Self.blocks(context + steps)
+            fill(jobs: jobs, context: context, blocksPerJob: blocks)
+            decode(jobs: jobs, context: context, steps: 1, blocksPerJob: blocks)
+            return (0..<rounds).map { _ in
+                Machine.seconds { decode(jobs: jobs, context: context, steps: steps, blocksPerJob: blocks) }
+            }
         }
     }
 
-    func decode(jobs: Int, context: Int, steps: Int) -> Int {
+    private func prefill(_ tokens: Int) -> StepResult {
+        engine.step(
+            StepBatch(
+                entries: [entry(job: 0, start: 0, count: tokens, blocksPerJob: Self.blocks(tokens), samples: true)]))
+    }
+
+    /// Puts `context` tokens of each job into the cache: computed for the first, copied for the others,
+    /// each into pages of its own.
+    private func fill(jobs: Int, context: Int, blocksPerJob: Int) {
+        _ = engine.step(
+            StepBatch(
+                entries: [entry(job: 0, start: 0, count: context, blocksPerJob: blocksPerJob, samples: false)]))
+        for job in 1..<max(1, jobs) {
+            for block in 0..<blocksPerJob {
+                let target = engine.store.page(BlockSlot(UInt32(job * blocksPerJob + block)))
+                target.copyMemory(from: UnsafeRawBufferPointer(engine.store.page(BlockSlot(UInt32(block)))))
+            }
+        }
+    }
+
+    private func decode(jobs: Int, context: Int, steps: Int, blocksPerJob: Int) {
         for step in 0..<steps {
-            let entries = (0..<jobs).map { entry(job: $0, start: context + step, count: 1, samples: true) }
-            _ = engine.step(StepBatch(entries: entries))
+            _ = engine.step(
+                StepBatch(
+                    entries: (0..<jobs).map {
+                        entry(job: $0, start: context + step, count: 1, blocksPerJob: blocksPerJob, samples: true)
+                    }))
         }
-        return jobs * steps
     }
 
-    private func entry(job: Int, start: Int, count: Int, samples: Bool) -> StepEntry {
+    private func entry(job: Int, start: Int, count: Int, blocksPerJob: Int, samples: Bool) -> StepEntry {
         let first = UInt32(job * blocksPerJob)
         var parameters = SamplingParameters()
         parameters.temperature = 0

@@ -7,7 +7,9 @@ import Foundation
 struct MeasureProgram: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "tandem-measure", abstract: "Measure page links and the engine on this machine.",
-        subcommands: [LinksCommand.self, EngineCommand.self])
+        subcommands: [
+            LinksCommand.self, EngineCommand.self, LimitsCommand.self, PerplexityCommand.self, DecisionsCommand.self,
+        ])
 }
 
 /// Median, least and most of repeated runs: single figures of a shared machine say little.
@@ -39,6 +41,18 @@ enum Machine {
         getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
         func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1e6 }
         return seconds(usage.ru_utime) + seconds(usage.ru_stime)
+    }
+
+    /// Resident memory of this process now.
+    static var residentBytes: Int { status("VmRSS:") }
+
+    /// Its most so far.
+    static var peakBytes: Int { status("VmHWM:") }
+
+    private static func status(_ name: String) -> Int {
+        let status = (try? String(contentsOfFile: "/proc/self/status", encoding: .utf8)) ?? ""
+        let line = status.split(separator: "\n").first { $0.hasPrefix(name) } ?? ""
+        return (line.split(whereSeparator: { !$0.isNumber }).first.flatMap { Int($0) } ?? 0) << 10
     }
 
     static func seconds(_ body: () throws -> Void) rethrows -> Double {

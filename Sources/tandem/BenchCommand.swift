@@ -1,217 +1,157 @@
 import ArgumentParser
 import BoundedJSON
 import Foundation
+import LoadBench
 import ServingTypes
 
-/// Load against any OpenAI endpoint, and vLLM's table of fields. Definitions as in
-/// user-experience.md §3.1: TPOT = (latency - TTFT) / (output tokens - 1) per request; ITL = gaps
-/// between received events.
+/// Load against any OpenAI endpoint, and vLLM's table of fields.
 struct BenchCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "bench", abstract: "Measure an OpenAI endpoint: throughput, TTFT, TPOT, ITL.",
+        commandName: "bench", abstract: "Measure an OpenAI endpoint: throughput, TTFT, TPOT, ITL, goodput.",
         discussion: """
             Prompts are random token ids, different in every run unless --seed is given, so that no run is served
             from another one's prefix cache.
 
               tandem bench --num-prompts 32 --max-concurrency 8 --input-len 256 --output-len 64
-              tandem bench --num-prompts 100 --request-rate 5        Poisson arrivals
+              tandem bench --num-prompts 100 --request-rate 5 --goodput ttft:500 --goodput tpot:50
+              tandem bench --request-rate 5 --burstiness 0.3 --input-len lognormal:256:0.8:4096
+              tandem bench --trace trace.jsonl --trace-speed 10 --num-prompts 500
+              tandem bench --url http://127.0.0.1:8080          any other OpenAI server
+
+            Without --request-rate the loop is closed: --max-concurrency clients, each sending its next request when
+            its last one is answered. With it the loop is open: requests go out at their times, and
+            --max-concurrency, where given, holds them back.
             """)
 
     @Option(help: "Requests in all.") var numPrompts: Int = 32
-    @Option(help: "Requests under way at once; 0: no bound.") var maxConcurrency: Int = 8
-    @Option(help: "Arrivals per second, Poisson; 0: as fast as the concurrency allows.") var requestRate: Double = 0
-    @Option(help: "Prompt tokens.") var inputLen: Int = 256
-    @Option(help: "Output tokens.") var outputLen: Int = 64
+    @Option(help: "Requests under way at once; 0: no bound (default: 8 in a closed loop, none in an open one).")
+    var maxConcurrency: Int?
+    @Option(help: "Arrivals per second; 0: a closed loop.") var requestRate: Double = 0
+    @Option(help: "Shape of the gaps between arrivals: 1 is Poisson, less comes in bursts, more is evener.")
+    var burstiness: Double = 1
+    @Option(help: "Prompt tokens: \(LengthDistribution.forms).") var inputLen: LengthDistribution = .fixed(256)
+    @Option(help: "Output tokens, in the same forms.") var outputLen: LengthDistribution = .fixed(64)
+    @Option(help: "Tokens that begin every prompt, the same in all, besides --input-len.") var prefixLen: Int = 0
+    @Option(help: "JSONL of arrivals and lengths, instead of a rate and lengths.") var trace: String?
+    @Option(help: "Replay a trace this many times as fast.") var traceSpeed: Double = 1
+    @Option(help: "Leave out requests of a trace with more tokens than this.") var traceTokensMax: Int = 1_000_000
+    @Option(help: "Objective for goodput: ttft:MS, tpot:MS or e2el:MS; may be given several times.")
+    var goodput: [ServiceObjective] = []
+    @Option(help: "Percentiles besides the median, with commas.") var metricPercentiles: PercentileList = .standard
     @Option(help: "Prompt ids are drawn below this.") var vocabulary: Int = 1000
-    @Option(help: "Seed of prompts and arrivals (default: drawn, and printed).") var seed: UInt64?
+    @Option(help: "Seed of prompts, lengths and arrivals (default: drawn, and printed).") var seed: UInt64?
     @Option(help: "Model name.") var model: String?
+    @Option(help: "Seconds after which a request counts as failed.") var timeout: Int = 3600
     @Option(help: "Also write the result as JSON to this file.") var json: String?
+    @Flag(help: "Say nothing while requests run.") var quiet = false
     @OptionGroup var cluster: ClusterOptions
 
     func validate() throws {
-        for (name, value) in [("num-prompts", numPrompts), ("input-len", inputLen), ("output-len", outputLen)]
-        where !(1...1_000_000).contains(value) {
-            throw ValidationError("--\(name): \(value) is outside 1 to 1000000")
+        for (name, value, range) in [
+            ("num-prompts", numPrompts, 1...LoadPlan.Limits.requestsMax),
+            ("max-concurrency", maxConcurrency ?? 0, 0...BenchRunner.Limits.concurrencyMax),
+            ("prefix-len", prefixLen, 0...LengthDistribution.Limits.tokensMax),
+            ("vocabulary", vocabulary, 2...(1 << 24)),
+            ("trace-tokens-max", traceTokensMax, 1...LengthDistribution.Limits.tokensMax),
+            ("timeout", timeout, 1...86_400),
+        ] where !range.contains(value) {
+            throw ValidationError("--\(name): \(value) is outside \(range.lowerBound) to \(range.upperBound)")
         }
-        guard vocabulary >= 2, maxConcurrency >= 0, requestRate >= 0 else {
-            throw ValidationError("--vocabulary wants at least 2; --max-concurrency and --request-rate at least 0")
+        for (name, value, range) in [
+            ("request-rate", requestRate, 0...1e6), ("burstiness", burstiness, 0.01...1000),
+            ("trace-speed", traceSpeed, 1e-3...1e6),
+        ] where !range.contains(value) {
+            throw ValidationError("--\(name): \(value) is outside \(range.lowerBound) to \(range.upperBound)")
         }
+        if trace != nil, requestRate > 0 { throw ValidationError("--request-rate: a trace has its own arrivals") }
     }
 
     func run() async throws {
         let client = ClusterClient(cluster)
         let seed = seed ?? UInt64.random(in: 1...UInt64(UInt32.max))
-        let load = BenchLoad(self, seed: seed)
-        _ = try await load.request(client, index: -1)
-        let started = ContinuousClock.now
-        let results = try await load.play(client)
-        let report = BenchReport(results, elapsed: (ContinuousClock.now - started).seconds, inputLen: inputLen)
-        Terminal.say(
-            "\(client.baseURL): \(numPrompts) requests of \(inputLen) + \(outputLen) tokens, "
-                + "\(maxConcurrency == 0 ? "unbounded" : "\(maxConcurrency)") at once, "
-                + "rate \(requestRate == 0 ? "unbounded" : "\(requestRate)/s"), seed \(seed)")
+        let plan = try plan(seed: seed)
+        guard !plan.isEmpty else { throw CLIError("trace: no request of it fits --trace-tokens-max") }
+        let isOpen = plan.contains { $0.arrivalSeconds != nil }
+        let concurrency = maxConcurrency ?? (isOpen ? 0 : Self.clientsOfAClosedLoop)
+        let runner = BenchRunner(
+            client: client, plan: plan, concurrency: concurrency == 0 ? BenchRunner.Limits.concurrencyMax : concurrency,
+            prompts: BenchPrompts(seed: seed, vocabulary: vocabulary, prefixTokens: prefixLen), model: model,
+            timeout: .seconds(timeout))
+        Terminal.say("\(client.baseURL): \(describe(plan, concurrency)), seed \(seed)")
+        try await runner.warmUp()
+        let progress: (@Sendable (String) -> Void)? = quiet ? nil : { @Sendable text in Terminal.note(text) }
+        let run = await runner.play(progress: progress)
+        let report = LoadReport(
+            run.outcomes, elapsed: run.elapsed, objectives: goodput, percentiles: metricPercentiles.values)
         Terminal.say(report.text)
-        if let json { try JSON.text(report.json, pretty: true).write(toFile: json, atomically: true, encoding: .utf8) }
+        if let reason = run.outcomes.lazy.compactMap(\.failure).first { Terminal.say("first failure: \(reason)") }
+        if let json { try write(report, plan, concurrency, seed, to: json) }
+        if report.completed == 0 { throw ExitCode(1) }
     }
+
+    private static let clientsOfAClosedLoop = 8
+
+    private func plan(seed: UInt64) throws -> [PlannedRequest] {
+        guard let trace else {
+            let arrivals =
+                requestRate > 0 ? ArrivalProcess.open(rate: requestRate, burstiness: burstiness) : .closedLoop
+            return LoadPlan.make(count: numPrompts, arrivals: arrivals, input: inputLen, output: outputLen, seed: seed)
+        }
+        let requests = try TraceFile.read(trace).map {
+            PlannedRequest(
+                arrivalSeconds: $0.arrivalSeconds, inputTokens: $0.inputTokens, outputTokens: $0.outputTokens,
+                tenant: $0.tenant)
+        }
+        return LoadPlan.replay(requests, count: numPrompts, speed: traceSpeed, tokensMax: traceTokensMax)
+    }
+
+    private func describe(_ plan: [PlannedRequest], _ concurrency: Int) -> String {
+        let clients = concurrency == 0 ? "no bound on requests at once" : "\(concurrency) at once"
+        guard trace == nil else { return "\(plan.count) requests of a trace, \(traceSpeed)x as fast, \(clients)" }
+        let arrivals =
+            requestRate > 0 ? "\(ArrivalProcess.open(rate: requestRate, burstiness: burstiness))" : "closed loop"
+        return "\(plan.count) requests of \(inputLen) + \(outputLen) tokens, \(arrivals), \(clients)"
+    }
+
+    private func write(
+        _ report: LoadReport, _ plan: [PlannedRequest], _ concurrency: Int, _ seed: UInt64, to path: String
+    ) throws {
+        var members = report.json.objectValue ?? JSONObject()
+        members["num_prompts"] = .integer(Int64(plan.count))
+        members["max_concurrency"] = .integer(Int64(concurrency))
+        members["request_rate"] = requestRate > 0 ? .number(requestRate) : "inf"
+        members["burstiness"] = .number(burstiness)
+        members["seed"] = .integer(Int64(clamping: seed))
+        try JSON.text(.object(members), pretty: true).write(toFile: path, atomically: true, encoding: .utf8)
+    }
+}
+
+extension LengthDistribution: ExpressibleByArgument {
+    public init?(argument: String) { self.init(argument) }
+}
+
+extension ServiceObjective: ExpressibleByArgument {
+    public init?(argument: String) { self.init(argument) }
+}
+
+/// `50,90,99`.
+struct PercentileList: ExpressibleByArgument {
+    static let standard = PercentileList(values: [99])
+
+    let values: [Double]
+
+    init(values: [Double]) { self.values = values }
+
+    init?(argument: String) {
+        let parts = argument.split(separator: ",", omittingEmptySubsequences: false)
+        let values = parts.compactMap { Double($0) }.filter { (0...100).contains($0) }
+        guard values.count == parts.count else { return nil }
+        self.values = values
+    }
+
+    var defaultValueDescription: String { values.map { "\(Int($0))" }.joined(separator: ",") }
 }
 
 extension Duration {
     var seconds: Double { Double(components.seconds) + Double(components.attoseconds) / 1e18 }
-}
-
-/// What one request measured, in seconds.
-struct BenchResult: Sendable {
-    var succeeded: Bool
-    var latency: Double
-    var timeToFirstToken: Double
-    var gaps: [Double]
-    var outputTokens: Int
-}
-
-/// Draws prompts and arrivals, and sends them.
-struct BenchLoad: Sendable {
-    let bench: (count: Int, concurrency: Int, rate: Double, input: Int, output: Int, vocabulary: Int, model: String?)
-    let seed: UInt64
-
-    init(_ command: BenchCommand, seed: UInt64) {
-        bench = (
-            command.numPrompts, command.maxConcurrency, command.requestRate, command.inputLen, command.outputLen,
-            command.vocabulary, command.model
-        )
-        self.seed = seed
-    }
-
-    func play(_ client: ClusterClient) async throws -> [BenchResult] {
-        let limit = bench.concurrency == 0 ? bench.count : bench.concurrency
-        var generator = SeededGenerator(state: seed)
-        return try await withThrowingTaskGroup(of: BenchResult.self) { group in
-            var results: [BenchResult] = []
-            var due = ContinuousClock.now
-            for index in 0..<bench.count {
-                if index >= limit, let result = try await group.next() { results.append(result) }
-                if bench.rate > 0 {
-                    due += .seconds(-log(1 - generator.unit()) / bench.rate)
-                    try await Task.sleep(until: due, clock: .continuous)
-                }
-                group.addTask { try await request(client, index: index) }
-            }
-            for try await result in group { results.append(result) }
-            return results
-        }
-    }
-
-    func request(_ client: ClusterClient, index: Int) async throws -> BenchResult {
-        var generator = SeededGenerator(state: seed &+ UInt64(bitPattern: Int64(index)) &* 0x9E37_79B9)
-        let prompt = (0..<bench.input).map { _ in
-            JSONValue.integer(Int64(generator.next() % UInt64(bench.vocabulary)))
-        }
-        var body = JSONObject([
-            ("prompt", .array(prompt)), ("max_tokens", .integer(Int64(bench.output))), ("ignore_eos", .bool(true)),
-            ("stream", .bool(true)), ("temperature", .integer(0)),
-            ("stream_options", .object(JSONObject([("include_usage", .bool(true))]))),
-        ])
-        if let model = bench.model { body["model"] = .string(model) }
-        let start = ContinuousClock.now
-        var stamps: [Double] = []
-        var outputTokens = 0
-        do {
-            for try await event in try await client.events("/v1/completions", .object(body)) {
-                if event["error"] != nil { return failure(start) }
-                if let usage = event["usage"]?["completion_tokens"]?.intValue { outputTokens = usage }
-                if event["choices"]?.arrayValue?.isEmpty == false {
-                    stamps.append((ContinuousClock.now - start).seconds)
-                }
-            }
-        } catch let error as CLIError {
-            if index < 0 { throw error }
-            return failure(start)
-        }
-        guard let first = stamps.first, let last = stamps.last else { return failure(start) }
-        return BenchResult(
-            succeeded: true, latency: last, timeToFirstToken: first,
-            gaps: zip(stamps.dropFirst(), stamps).map { $0 - $1 }, outputTokens: max(outputTokens, 1))
-    }
-
-    private func failure(_ start: ContinuousClock.Instant) -> BenchResult {
-        BenchResult(
-            succeeded: false, latency: (ContinuousClock.now - start).seconds, timeToFirstToken: 0, gaps: [],
-            outputTokens: 0)
-    }
-}
-
-/// SplitMix64 (Steele et al. 2014).
-struct SeededGenerator: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
-    }
-
-    /// In [0, 1).
-    mutating func unit() -> Double { Double(next() >> 11) * 0x1p-53 }
-}
-
-/// The table, in vLLM's order since people paste and compare it.
-struct BenchReport {
-    private let results: [BenchResult]
-    private let failures: Int
-    private let elapsed: Double
-    private let inputTokens: Int
-
-    init(_ results: [BenchResult], elapsed: Double, inputLen: Int) {
-        self.results = results.filter(\.succeeded)
-        failures = results.count - self.results.count
-        self.elapsed = elapsed
-        inputTokens = self.results.count * inputLen
-    }
-
-    private var outputTokens: Int { results.reduce(0) { $0 + $1.outputTokens } }
-
-    private var rows: [(String, Double, String)] {
-        var rows: [(String, Double, String)] = [
-            ("Successful requests", Double(results.count), "%.0f"), ("Failed requests", Double(failures), "%.0f"),
-            ("Benchmark duration (s)", elapsed, "%.2f"), ("Total input tokens", Double(inputTokens), "%.0f"),
-            ("Total generated tokens", Double(outputTokens), "%.0f"),
-            ("Request throughput (req/s)", Double(results.count) / elapsed, "%.2f"),
-            ("Output token throughput (tok/s)", Double(outputTokens) / elapsed, "%.2f"),
-            ("Total token throughput (tok/s)", Double(inputTokens + outputTokens) / elapsed, "%.2f"),
-        ]
-        let series: [(String, [Double])] = [
-            ("TTFT", results.map(\.timeToFirstToken)),
-            (
-                "TPOT",
-                results.filter { $0.outputTokens > 1 }.map {
-                    ($0.latency - $0.timeToFirstToken) / Double($0.outputTokens - 1)
-                }
-            ), ("ITL", results.flatMap(\.gaps)), ("E2EL", results.map(\.latency)),
-        ]
-        for (name, values) in series where !values.isEmpty {
-            let sorted = values.sorted()
-            rows.append(("Mean \(name) (ms)", 1000 * sorted.reduce(0, +) / Double(sorted.count), "%.2f"))
-            rows.append(("Median \(name) (ms)", 1000 * Self.percentile(sorted, 0.5), "%.2f"))
-            rows.append(("P99 \(name) (ms)", 1000 * Self.percentile(sorted, 0.99), "%.2f"))
-        }
-        return rows
-    }
-
-    /// Linear between the two nearest ranks, as numpy does it.
-    static func percentile(_ sorted: [Double], _ fraction: Double) -> Double {
-        let rank = fraction * Double(sorted.count - 1)
-        let low = Int(rank)
-        let high = min(low + 1, sorted.count - 1)
-        return sorted[low] + (sorted[high] - sorted[low]) * (rank - Double(low))
-    }
-
-    var text: String {
-        rows.map { name, value, format in
-            let number = String(format: format, value)
-            return name + ":" + String(repeating: " ", count: max(1, 45 - name.count - number.count)) + number
-        }.joined(separator: "\n")
-    }
-
-    var json: JSONValue { .object(JSONObject(rows.map { ($0.0, .number($0.1)) })) }
 }

@@ -23,6 +23,8 @@ struct ClusterClient: Sendable {
             var configuration = HTTPClient.Configuration()
             configuration.timeout.connect = .seconds(10)
             configuration.connectionPool.retryConnectionEstablishment = false
+            // The default of 8 would make a bench of more clients wait in line here.
+            configuration.connectionPool.concurrentHTTP1ConnectionsPerHostSoftLimit = BenchRunner.Limits.concurrencyMax
             return configuration
         }())
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import LocalSupervisor
+import Scheduling
 import ServingTypes
 
 /// Flags that shape a local cluster; each is also TANDEM_<NAME> and a key of the YAML file.
@@ -8,7 +9,7 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "YAML file of settings, the same names as these flags.")
     var config: String?
 
-    @Option(help: "Hugging Face model folder.")
+    @Option(help: "Hugging Face model folder or GGUF file.")
     var model: String?
 
     @Option(help: "Name that clients use for the model (default: the folder's name).")
@@ -32,14 +33,17 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Threads per worker; 0 shares the cores among the workers.")
     var threads: Int?
 
-    @Option(help: "Scheduling policy: fcfs, mlfq, vtc, fair, fair-mlfq.")
+    @Option(help: "Scheduling policy: \(PolicyConfiguration.names.joined(separator: ", ")).")
     var policy: String?
 
     @Option(help: "How pages travel: direct, relay, auto.")
     var kvPath: String?
 
-    @Option(help: "Element type of cached keys and values: f32, f16, bf16.")
+    @Option(help: "Element type of cached keys and values: f32, f16, bf16, int8.")
     var kvType: String?
+
+    @Option(help: "Quantise 16- and 32-bit matrices while the model is loaded: none, q8_0, q4_0.")
+    var quantize: String?
 
     @Option(help: "Tokens per block.")
     var blockTokens: Int?
@@ -50,11 +54,22 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Jobs in one decode step at most.")
     var batchJobs: Int?
 
+    @Option(
+        help: "Bytes of each decoding worker's host tier, where pages of jobs that wait lie outside its pool; 0: none.")
+    var swapBytes: Int?
+
     @Option(help: "Prompts with no more uncached tokens than this are prefilled on the decode worker; 0: never.")
     var localPrefillTokens: Int?
 
     @Option(help: "File of API keys, one `key tenant` per line; without it every request is let in.")
     var apiKeys: String?
+
+    @Option(
+        help: """
+            Weights and quotas of tenants: "acme:weight=4,requests-per-minute=60;*:concurrent-jobs=8". In the YAML file \
+            it may be a mapping of tenants to mappings.
+            """)
+    var tenants: String?
 
     @Option(help: "PEM file; with --tls-key the port speaks TLS.")
     var tlsCertificate: String?
@@ -76,12 +91,7 @@ struct ClusterFlags: ParsableArguments {
             throw CLIError("decode: 0 decode and 0 mixed workers cannot finish any job; the least is 1 of either")
         }
         let model = resolver.text("model", flag: model, standard: Self.bundledModel ?? "")
-        guard FileManager.default.fileExists(atPath: model + "/config.json") else {
-            throw CLIError(
-                model.isEmpty
-                    ? "model: name a Hugging Face folder with --model"
-                    : "model: \(model)/config.json does not exist; --model wants a Hugging Face folder")
-        }
+        try Self.checkModel(model)
         let port = try resolver.integer("port", flag: port, standard: 8000, in: 0...65535)
         let threads = try resolver.integer("threads", flag: threads, standard: 0, in: 0...1024)
         let workers = max(1, counts.prefill + counts.decode + counts.mixed)
@@ -94,22 +104,41 @@ struct ClusterFlags: ParsableArguments {
             httpPort: checkPorts ? try FreePort.resolve(port, name: "port") : UInt16(clamping: port),
             controlPort: try FreePort.any(), relayPort: try FreePort.any(), workers: counts,
             policy: try resolver.choice(
-                "policy", flag: policy, standard: "fair-mlfq", from: ["fcfs", "mlfq", "vtc", "fair", "fair-mlfq"]),
+                "policy", flag: policy, standard: "fair-mlfq", from: PolicyConfiguration.names),
             kvPath: try resolver.choice(
                 "kv-path", flag: kvPath, standard: "auto", from: ["direct", "relay", "auto"]),
-            kvType: try resolver.choice("kv-type", flag: kvType, standard: "bf16", from: ["f32", "f16", "bf16"]),
+            kvType: try resolver.choice(
+                "kv-type", flag: kvType, standard: "bf16", from: ["f32", "f16", "bf16", "int8"]),
+            quantize: try resolver.choice(
+                "quantize", flag: quantize, standard: "none", from: ["none", "q8_0", "q4_0"]),
             blockTokens: try resolver.integer("block-tokens", flag: blockTokens, standard: 16, in: 1...1024),
             blocks: try resolver.integer("blocks", flag: blocks, standard: 0, in: 0...(1 << 24)),
             threadsPerWorker: threads == 0 ? shared : threads,
             batchJobsMax: try resolver.integer("batch-jobs", flag: batchJobs, standard: 32, in: 1...1024),
+            swapBytes: try resolver.integer("swap-bytes", flag: swapBytes, standard: 0, in: 0...(1 << 44)),
             localPrefillTokens: try resolver.integer(
                 "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20)),
             apiKeysFile: resolver.optionalText("api-keys", flag: apiKeys),
+            tenants: resolver.optionalText("tenants", flag: tenants),
             tlsCertificate: resolver.optionalText("tls-certificate", flag: tlsCertificate),
             tlsKey: resolver.optionalText("tls-key", flag: tlsKey),
             logLevel: try resolver.choice(
                 "log-level", flag: logLevel, standard: "info",
                 from: ["trace", "debug", "info", "notice", "warning", "error"]))
+    }
+
+    /// Whether something is there; what is in it, the programs find out.
+    static func checkModel(_ path: String) throws {
+        guard !path.isEmpty else {
+            throw CLIError("model: name a Hugging Face folder or a GGUF file with --model")
+        }
+        let isFile = path.lowercased().hasSuffix(".gguf")
+        guard FileManager.default.fileExists(atPath: isFile ? path : path + "/config.json") else {
+            throw CLIError(
+                isFile
+                    ? "model: \(path) does not exist"
+                    : "model: \(path)/config.json does not exist; --model wants a Hugging Face folder or a GGUF file")
+        }
     }
 
     /// The bundled model, where this program runs from a checkout.

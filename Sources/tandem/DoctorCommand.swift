@@ -100,6 +100,10 @@ enum MachineChecks {
     }
 
     static func model(_ path: String) -> Check {
+        if path.lowercased().hasSuffix(".gguf") {
+            let isThere = FileManager.default.fileExists(atPath: path)
+            return Check("model", isThere ? .good : .bad, isThere ? path : "\(path) does not exist")
+        }
         let needed = ["config.json", "tokenizer.json"]
         let missing = needed.filter { !FileManager.default.fileExists(atPath: "\(path)/\($0)") }
         return missing.isEmpty

@@ -64,7 +64,7 @@ struct SettingResolver {
         }
     }
 
-    static let optional: Set<String> = ["model-name", "api-keys", "tls-certificate", "tls-key"]
+    static let optional: Set<String> = ["model-name", "api-keys", "tenants", "tls-certificate", "tls-key"]
 
     private mutating func record(_ name: String, _ value: String, _ origin: SettingOrigin) -> String {
         trail.removeAll { $0.name == name }
@@ -99,12 +99,35 @@ struct SettingResolver {
         }
         var settings: [String: String] = [:]
         for (key, value) in mapping {
+            if key.string == "tenants", case .mapping(let tenants) = value {
+                settings["tenants"] = try tenantTable(tenants, path)
+                continue
+            }
             guard let name = key.string, case .scalar(let scalar) = value else {
                 throw CLIError("config: \(path): \(key.string ?? "a key") must have one plain value")
             }
             settings[name] = scalar.string
         }
         return settings
+    }
+}
+
+extension SettingResolver {
+    /// `acme: {weight: 4, tokens-per-minute: 10k}` in the words of the flag.
+    fileprivate static func tenantTable(_ tenants: Node.Mapping, _ path: String) throws -> String {
+        try tenants.map { key, value in
+            guard let tenant = key.string, case .mapping(let settings) = value else {
+                throw CLIError(
+                    "config: \(path): tenants: \(key.string ?? "a key") must be a mapping of settings to numbers")
+            }
+            let parts = try settings.map { name, value -> String in
+                guard let name = name.string, case .scalar(let scalar) = value else {
+                    throw CLIError("config: \(path): tenants: \(tenant) must have plain values")
+                }
+                return "\(name)=\(HumanSize.integer(scalar.string).map(String.init) ?? scalar.string)"
+            }
+            return "\(tenant):\(parts.joined(separator: ","))"
+        }.joined(separator: ";")
     }
 }
 

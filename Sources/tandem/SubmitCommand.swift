@@ -46,6 +46,9 @@ struct SubmitCommand: AsyncParsableCommand {
               tandem submit "Once upon a time" --max-tokens 80
               tandem submit --detach "A long story" --max-tokens 400    prints the job's id and returns
               tandem jobs attach ID                                     its text from the start
+
+            --priority and --slo-ttft order the jobs of one tenant among themselves, never across tenants: lower
+            priorities first, and of one priority the job whose first token is due next. --deadline ends the job.
             """)
 
     @Argument(help: "The prompt; `-` reads standard input.")
@@ -59,6 +62,15 @@ struct SubmitCommand: AsyncParsableCommand {
     @Option(help: "A key that makes repeating this command join the same job instead of starting another.")
     var idempotencyKey: String?
 
+    @Option(parsing: .unconditional, help: "Inside the tenant, lower goes first (as in vLLM); 0 is what others have.")
+    var priority: Int?
+
+    @Option(help: "Seconds after which the job is ended with an error if it is not done.")
+    var deadline: Double?
+
+    @Option(help: "Seconds by which the first token should be there; a hint inside the tenant, forgotten once it passed.")
+    var sloTtft: Double?
+
     @OptionGroup var cluster: ClusterOptions
 
     func run() async throws {
@@ -71,6 +83,9 @@ struct SubmitCommand: AsyncParsableCommand {
         var headers: [(String, String)] = []
         if let idempotencyKey { headers.append(("idempotency-key", idempotencyKey)) }
         if detach { headers.append(("x-tandem-on-disconnect", "continue")) }
+        if let priority { body["priority"] = .integer(Int64(priority)) }
+        if let deadline { headers.append(("x-slo-deadline-ms", try Self.milliseconds(deadline, "deadline"))) }
+        if let sloTtft { headers.append(("x-slo-ttft-ms", try Self.milliseconds(sloTtft, "slo-ttft"))) }
         let events = try await client.events("/v1/completions", .object(body), headers: headers)
         if detach {
             Terminal.say(events.jobID ?? "?")
@@ -112,6 +127,13 @@ struct SubmitCommand: AsyncParsableCommand {
                 try await Task.sleep(for: .milliseconds(200))
             }
         }
+    }
+
+    private static func milliseconds(_ seconds: Double, _ name: String) throws -> String {
+        guard (0.001...3600).contains(seconds) else {
+            throw CLIError("\(name): \(seconds) is outside 0.001 to 3600 seconds")
+        }
+        return "\(Int((seconds * 1000).rounded()))"
     }
 
     static func standardInput() -> String {

@@ -15,6 +15,7 @@ struct Tandem: AsyncParsableCommand {
               tandem chat                     talk to the model
               tandem scale prefill=2 decode=3 change the number of workers while jobs run
               tandem status                   workers, queues, pages, tenants
+              tandem tenants                  who gets what share, and how fast
               tandem down                     finish what runs, then stop
 
             Any OpenAI client works with base_url set to the URL that `up` prints, plus /v1.
@@ -22,9 +23,9 @@ struct Tandem: AsyncParsableCommand {
             """,
         version: "tandem 0.1.0",
         subcommands: [
-            UpCommand.self, DownCommand.self, StatusCommand.self, TopCommand.self, ScaleCommand.self,
+            UpCommand.self, DownCommand.self, StatusCommand.self, TopCommand.self, TenantsCommand.self, ScaleCommand.self,
             SubmitCommand.self, ChatCommand.self, JobsCommand.self, ModelsCommand.self, BenchCommand.self,
-            SimulateCommand.self, DoctorCommand.self, DemoCommand.self, RandomModelCommand.self,
+            SimulateCommand.self, ProfileCommand.self, DoctorCommand.self, DemoCommand.self, RandomModelCommand.self, QuantizeCommand.self,
         ])
 
     static func main() async {

@@ -10,6 +10,9 @@ enum Terminal {
     /// Without a line feed, for streamed text.
     static func stream(_ text: String) { write(text, to: STDOUT_FILENO) }
 
+    /// Progress: out of the way of what is piped on.
+    static func note(_ text: String) { write(text + "\n", to: STDERR_FILENO) }
+
     static func complain(_ text: String) { write("tandem: \(text)\n", to: STDERR_FILENO) }
 
     private static func write(_ text: String, to descriptor: Int32) {

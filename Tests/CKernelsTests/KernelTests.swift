@@ -66,7 +66,8 @@ struct KernelTests {
             let exact = widened(w, element, outputs * inputs)
             let bias = random.floats(outputs)
             var y = [Float](repeating: .nan, count: rows * outputs)
-            kernels.table.pointee.matmul(&y, x, w, seed % 2 == 0 ? bias : nil, element, rows, inputs, outputs, outputs)
+            kernels.table.pointee.matmul(
+                &y, x, w, seed % 2 == 0 ? bias : nil, element, rows, inputs, outputs, outputs, 0)
             for row in 0..<rows {
                 for output in 0..<outputs {
                     var sum = seed % 2 == 0 ? Double(bias[output]) : 0
@@ -87,7 +88,7 @@ struct KernelTests {
             let x = random.floats(rows * inputs)
             let w = narrowed(random.floats(outputs * inputs), element)
             var together = [Float](repeating: 0, count: rows * outputs)
-            kernels.table.pointee.matmul(&together, x, w, nil, element, rows, inputs, outputs, outputs)
+            kernels.table.pointee.matmul(&together, x, w, nil, element, rows, inputs, outputs, outputs, 0)
             for _ in 0..<20 {
                 let row = Int.random(in: 0..<rows, using: &random)
                 let output = Int.random(in: 0..<outputs, using: &random)
@@ -95,7 +96,7 @@ struct KernelTests {
                 var alone: Float = 0
                 kernels.table.pointee.matmul(
                     &alone, Array(x[row * inputs..<(row + 1) * inputs]),
-                    Array(w[output * rowBytes..<(output + 1) * rowBytes]), nil, element, 1, inputs, 1, 1)
+                    Array(w[output * rowBytes..<(output + 1) * rowBytes]), nil, element, 1, inputs, 1, 1, 0)
                 #expect(alone.bitPattern == together[row * outputs + output].bitPattern, "seed \(seed)")
             }
         }
@@ -188,124 +189,5 @@ struct KernelTests {
     func expectClose(_ a: [Float], _ b: [Float], _ tolerance: Float, _ what: String) {
         let worst = zip(a, b).map { abs($0 - $1) / max(1, abs($1)) }.max() ?? 0
         #expect(worst <= tolerance, "\(what): \(worst)")
-    }
-}
-
-/// A pool of pages with one head's random keys and values, and what attention over them means.
-struct AttentionCase {
-    var dim: Int
-    var group: Int
-    var window: Int
-    var element: tk_element
-    var keys: [Float]
-    var values: [Float]
-    var queries: [Float]
-
-    init(seed: UInt64, positions: Int) {
-        var random = SeededGenerator(seed: seed)
-        dim = 2 * Int.random(in: 1...70, using: &random)
-        group = Int.random(in: 1...5, using: &random)
-        window = [0, 1, 7, 33, 40][Int.random(in: 0...4, using: &random)]
-        element = elements[Int.random(in: 0...2, using: &random)]
-        keys = widened(narrowed(random.floats(positions * dim), element), element, positions * dim)
-        values = widened(narrowed(random.floats(positions * dim), element), element, positions * dim)
-        queries = random.floats(positions * group * dim, -0.6...0.6)
-    }
-
-    /// Queries of positions `range`, their keys in blocks of `blockTokens` at shuffled slots.
-    func attend(_ table: Table, _ range: Range<Int>, blockTokens: Int, seed: UInt64) -> [Float] {
-        var random = SeededGenerator(seed: seed)
-        let blocks = (range.upperBound + blockTokens - 1) / blockTokens
-        let slots = (0..<blocks + 3).map { UInt32($0) }.shuffled(using: &random)
-        let elementBytes = element == TK_F32 ? 4 : 2
-        let half = blockTokens * dim * elementBytes
-        // What is not written is a NaN in every format, and must not be read.
-        var pool = [UInt8](repeating: 0xFF, count: (blocks + 3) * 2 * half)
-        for position in 0..<range.upperBound {
-            let start =
-                Int(slots[position / blockTokens]) * 2 * half + position % blockTokens * dim * elementBytes
-            let row = position * dim..<(position + 1) * dim
-            pool.replaceSubrange(start..<start + dim * elementBytes, with: narrowed(Array(keys[row]), element))
-            pool.replaceSubrange(
-                start + half..<start + half + dim * elementBytes, with: narrowed(Array(values[row]), element))
-        }
-        let width = group * dim
-        let own = Array(queries[range.lowerBound * width..<range.upperBound * width])
-        var out = [Float](repeating: .nan, count: own.count)
-        var scratch = [Float](repeating: .nan, count: tk_attend_scratch(range.count, group, dim))
-        pool.withUnsafeBufferPointer { pool in
-            slots.withUnsafeBufferPointer { slots in
-                own.withUnsafeBufferPointer { own in
-                    guard let pool = pool.baseAddress, let slots = slots.baseAddress, let own = own.baseAddress else {
-                        return
-                    }
-                    var query = tk_query_view(
-                        q: own, token_stride: width, first_position: range.lowerBound, tokens: range.count,
-                        group: group, dim: dim, window: window)
-                    var past = tk_kv_view(
-                        pool: pool, block_table: slots, slot_bytes: 2 * half, key_offset: 0, value_offset: half,
-                        block_tokens: blockTokens, element: element)
-                    table.pointee.attend(&out, &scratch, &query, &past)
-                }
-            }
-        }
-        return out
-    }
-
-    /// Softmax by its definition, in f64.
-    func expected(position: Int, head: Int) -> [Double] {
-        let query = queries[(position * group + head) * dim..<(position * group + head + 1) * dim]
-        let first = window == 0 ? 0 : max(0, position + 1 - window)
-        let scores = (first...position).map { past in
-            zip(query, keys[past * dim..<(past + 1) * dim]).reduce(0.0) { $0 + Double($1.0) * Double($1.1) }
-        }
-        let weights = scores.map { exponential($0 - (scores.max() ?? 0)) }
-        let total = weights.reduce(0, +)
-        return (0..<dim).map { i in
-            zip(weights, first...position).reduce(0.0) { $0 + $1.0 / total * Double(values[$1.1 * dim + i]) }
-        }
-    }
-
-    private func exponential(_ x: Double) -> Double {
-        // (1 + y + y^2/2 + ... ) of y = x / 1024, squared ten times: no library needed here.
-        let y = x / 1024
-        var result = 1 + y * (1 + y / 2 * (1 + y / 3 * (1 + y / 4 * (1 + y / 5))))
-        for _ in 0..<10 { result *= result }
-        return result
-    }
-}
-
-struct AttentionKernelTests {
-    @Test(arguments: tables()) func attentionHasTheDefinitionsValue(_ kernels: Named) {
-        for seed in UInt64(1)...8 {
-            let attention = AttentionCase(seed: seed, positions: 75)
-            let out = attention.attend(kernels.table, 0..<75, blockTokens: 16, seed: seed)
-            for position in [0, 1, 31, 32, 63, 64, 74] {
-                for head in 0..<attention.group {
-                    let start = (position * attention.group + head) * attention.dim
-                    let mine = out[start..<start + attention.dim]
-                    let worst =
-                        zip(mine, attention.expected(position: position, head: head))
-                        .map { abs(Double($0) - $1) }.max() ?? 0
-                    #expect(worst < 5e-6, "seed \(seed), position \(position), head \(head)")
-                }
-            }
-        }
-    }
-
-    @Test(arguments: tables()) func chunksBlocksAndSlotsChangeNoBitOfAttention(_ kernels: Named) {
-        for seed in UInt64(1)...6 {
-            let attention = AttentionCase(seed: 100 + seed, positions: 70)
-            let whole = attention.attend(kernels.table, 0..<70, blockTokens: 16, seed: 1)
-            for (chunk, block) in [(1, 1), (3, 16), (7, 64), (33, 5)] {
-                var parts: [Float] = []
-                for start in stride(from: 0, to: 70, by: chunk) {
-                    let range = start..<min(70, start + chunk)
-                    parts += attention.attend(kernels.table, range, blockTokens: block, seed: seed + UInt64(start))
-                }
-                let same = zip(parts, whole).allSatisfy { $0.bitPattern == $1.bitPattern }
-                #expect(same && parts.count == whole.count, "seed \(seed), chunk \(chunk), block \(block)")
-            }
-        }
     }
 }

@@ -53,7 +53,7 @@ struct TestClient: Sendable {
     func stream(
         _ prompt: String, maxTokens: Int, seed: Int, tenant: String = "default", temperature: Double = 0.9,
         more: [(String, JSONValue)] = [], headers: [(String, String)] = [],
-        onPiece: (@Sendable (Int) async throws -> Void)? = nil
+        onPiece: (@Sendable (Int) async throws -> Void)? = nil, onUsage: (@Sendable (Int) -> Void)? = nil
     ) async throws -> Completion {
         let body = JSONObject(
             [
@@ -62,7 +62,8 @@ struct TestClient: Sendable {
                 ("ignore_eos", .bool(true)),
             ] + more)
         return try await follow(
-            request("/v1/completions", "POST", .object(body), headers + [("x-tandem-tenant", tenant)]), onPiece)
+            request("/v1/completions", "POST", .object(body), headers + [("x-tandem-tenant", tenant)]), onPiece,
+            onUsage)
     }
 
     /// Follows a job from the start of its output.
@@ -70,9 +71,10 @@ struct TestClient: Sendable {
         try await follow(request("/v1/jobs/\(job)/events?offset=0", "GET", nil, []), nil)
     }
 
-    private func follow(_ request: HTTPClientRequest, _ onPiece: (@Sendable (Int) async throws -> Void)?) async throws
-        -> Completion
-    {
+    private func follow(
+        _ request: HTTPClientRequest, _ onPiece: (@Sendable (Int) async throws -> Void)?,
+        _ onUsage: (@Sendable (Int) -> Void)? = nil
+    ) async throws -> Completion {
         let response = try await HTTPClient.shared.execute(request, timeout: .seconds(180))
         guard response.status.code == 200 else {
             let body = try await response.body.collect(upTo: 1 << 20)
@@ -88,22 +90,26 @@ struct TestClient: Sendable {
                 pending.removeSubrange(...end)
                 guard line.hasPrefix("data: ") else { continue }
                 if line == "data: [DONE]" { return completion }
-                try Self.add(line.dropFirst(6), to: &completion)
+                let usage = try Self.add(line.dropFirst(6), to: &completion)
+                if let usage { onUsage?(usage) }
                 try await onPiece?(completion.pieces)
             }
         }
         throw TestFailure("the stream of job \(completion.job) ended without [DONE] after \(completion.pieces) pieces")
     }
 
-    private static func add(_ data: Substring, to completion: inout Completion) throws {
+    /// The output tokens that the event tells of, where it does.
+    private static func add(_ data: Substring, to completion: inout Completion) throws -> Int? {
         let event = try JSON.parse(Array(data.utf8))
         if let message = event["error"]?["message"]?.stringValue {
             throw ServerRefusal(description: "in-stream error: \(message)")
         }
-        guard let choice = event["choices"]?.arrayValue?.first else { return }
+        let usage = event["usage"]?["completion_tokens"]?.intValue
+        guard let choice = event["choices"]?.arrayValue?.first else { return usage }
         completion.text += choice["text"]?.stringValue ?? choice["delta"]?["content"]?.stringValue ?? ""
         completion.finishReason = choice["finish_reason"]?.stringValue ?? completion.finishReason
         completion.pieces += 1
+        return usage
     }
 }
 

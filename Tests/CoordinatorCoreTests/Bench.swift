@@ -58,7 +58,8 @@ struct Bench {
     /// `p…` prefill, `m…` mixed, anything else decode.
     @discardableResult
     mutating func up(
-        _ name: String, epoch: UInt64 = 1, blocks: Int = 64, batch: Int = 4, held: [TransferID] = []
+        _ name: String, epoch: UInt64 = 1, blocks: Int = 64, batch: Int = 4, held: [TransferID] = [],
+        swapPages: Int = 0, reservesWholeJobs: Bool = false
     ) -> WorkerRef {
         let role: WorkerRole = name.hasPrefix("p") ? .prefill : name.hasPrefix("m") ? .mixed : .decode
         let worker = ref(name, epoch)
@@ -67,7 +68,8 @@ struct Bench {
                 worker,
                 Register(
                     role: role, dataHost: "127.0.0.1", dataPort: 7, blockTokens: 4, blockCount: blocks, pageBytes: 256,
-                    batchJobsMax: batch, stepTokensMax: 64, processID: 1, held: held)))
+                    batchJobsMax: batch, stepTokensMax: 64, processID: 1, held: held, swapPages: swapPages,
+                    reservesWholeJobs: reservesWholeJobs)))
         return worker
     }
 

@@ -12,6 +12,9 @@ struct DecodeBench {
     /// Of the last event.
     var actions: [DecodeAction] = []
     var step: StepBatch?
+    /// Moves between pool and host tier that nobody has finished, and what lies there.
+    var moves: [(order: SwapOrder, isOut: Bool)] = []
+    var host: [HostSlot: [UInt64]] = [:]
 
     static let source = WorkerRef(id: WorkerID("prefill-0"), epoch: Epoch(5))
     static let link = PageLinkID(3)
@@ -32,6 +35,13 @@ struct DecodeBench {
             if step != nil { Issue.record("two steps are under way") }
             step = batch
         }
+        for action in actions {
+            switch action {
+            case .swapOut(let order): moves.append((order, true))
+            case .swapIn(let order): moves.append((order, false))
+            default: break
+            }
+        }
         if let broken = core.audit() { Issue.record("after \(event): \(broken)") }
     }
 
@@ -44,6 +54,23 @@ struct DecodeBench {
         guard let batch = step else { return false }
         step = nil
         send(.stepFinished(engine.run(batch)))
+        return true
+    }
+
+    /// Finishes the oldest move; false where there is none.
+    @discardableResult
+    mutating func finishMove(error: ServingError? = nil) -> Bool {
+        guard !moves.isEmpty else { return false }
+        let (order, isOut) = moves.removeFirst()
+        for page in order.pages where error == nil {
+            if isOut {
+                host[page.host] = engine.pages[Int(page.slot.index)]
+            } else {
+                engine.write(host[page.host] ?? [], to: page.slot)
+            }
+        }
+        let outcome = SwapOutcome(error: error, time: .milliseconds(1))
+        send(isOut ? .swappedOut(ticket: order.ticket, outcome) : .swappedIn(ticket: order.ticket, outcome))
         return true
     }
 

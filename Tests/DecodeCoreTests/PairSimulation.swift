@@ -236,6 +236,7 @@ final class PairSimulation {
                     self.computing = []
                     self.perform(decode: .stepFinished(self.decodeEngine.run(batch)))
                 }
+            case .swapOut, .swapIn: fail("pages move without a host tier")
             case .exitAfterDrain: fail("decode left")
             }
         }

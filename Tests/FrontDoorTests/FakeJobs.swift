@@ -107,6 +107,32 @@ final class FakeJobs: JobService {
         return true
     }
 
+    // MARK: Tenants
+
+    var quotas = TenantQuotas()
+    var tenantSettings: [TenantID: TenantSettings] = [:]
+    var reports: [TenantReport] = []
+
+    func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError? {
+        let live = all.filter { $0.submission.tenant == tenant && $0.outcome == nil }.count
+        return quotas.take(tenant, settings(of: tenant), jobs: jobs, tokens: tokens, live: live, at: now)
+    }
+
+    func quota(of tenant: TenantID) -> QuotaState { quotas.state(tenant, settings(of: tenant), at: now) }
+
+    func tenants(over window: TimeSpan) -> TenantTable {
+        TenantTable(policy: "fcfs", window: window, tenants: reports)
+    }
+
+    func settings(of tenant: TenantID) -> TenantSettings { tenantSettings[tenant] ?? TenantSettings() }
+
+    func set(
+        _ settings: TenantSettings, of tenant: TenantID, done: @escaping @Sendable (ServingError?) -> Void
+    ) throws(ServingError) {
+        tenantSettings[tenant] = settings
+        done(nil)
+    }
+
     // MARK: What the test does
 
     func find(_ job: JobID) -> Job? { all.first { $0.submission.job == job } }

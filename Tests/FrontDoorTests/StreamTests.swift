@@ -191,7 +191,23 @@ import Testing
         for byte in Array("€".utf8) { desk.jobs.emit(job, [SampledToken(token: TokenID(UInt32(byte)))]) }
         desk.jobs.end(job, .finished(.length))
         #expect(
-            try desk.answer().events == [chunk(text("€")), chunk(text("", reason: "\"length\"")), "[DONE]"])
+            try desk.answer().events == [
+                chunk(text("")), chunk(text("")), chunk(text("€")), chunk(text("", reason: "\"length\"")), "[DONE]",
+            ])
+    }
+
+    @Test func aTokenWithoutTextIsAnEventAndAStopTokenIsNone() throws {
+        let desk = try Desk()
+        try desk.post("/v1/completions", #"{"prompt":"ab","stream":true,"stop":"END"}"#)
+        let job = try #require(desk.jobs.all.first)
+        desk.jobs.admit(job)
+        desk.jobs.emit(job, "E")
+        desk.jobs.emit(job, [SampledToken(token: TinyModel.end)])
+        desk.jobs.end(job, .finished(.stop))
+        #expect(
+            try desk.answer().events == [
+                chunk(text("")), chunk(text("E")), chunk(text("", reason: "\"stop\"")), "[DONE]",
+            ])
     }
 
     @Test func anErrorInTheMiddleIsAnEventAndTheStreamStillEnds() throws {

@@ -41,7 +41,7 @@ private final class Bench {
         var configuration = CoordinatorConfiguration()
         configuration.blockTokens = 4
         host = CoordinatorHost(
-            loop: loop, configuration: configuration, naming: SHA256PageNaming(compatibility: digest), journal: nil,
+            loop: loop, configuration: configuration, naming: SHA256PageNaming(compatibility: digest), files: nil,
             log: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
         host.send = { [weak self] _, message in self?.sent.append(message) }
         host.workerMessage(

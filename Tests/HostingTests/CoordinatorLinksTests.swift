@@ -28,7 +28,7 @@ private struct LinkBench: Sendable {
             configuration.blockTokens = 4
             let host = CoordinatorHost(
                 loop: loop, configuration: configuration, naming: SHA256PageNaming(compatibility: digest),
-                journal: nil, log: log)
+                files: nil, log: log)
             return NIOLoopBound(host, eventLoop: loop)
         }.get()
         links = try await loop.submit { [host] in

@@ -131,11 +131,22 @@ struct HuggingFaceTests {
         let paged = try Paged(fixture.spec, blockTokens: 16, type: .f32, positions: fixture.prompt.count, seed: 1)
         var options = EngineOptions()
         options.kernels = variant
+        options.bf16Products = false
         let engine = try CPUEngine(
             spec: fixture.spec, weights: fixture.weights, store: paged.store, options: options)
         let table = paged.table(0, positions: fixture.prompt.count)
         let rows = try engine.logits(StepBatch(entries: [entry(fixture.prompt, at: 0, table)]), rows: .all)
         try expectEqual(rows, fixture)
+    }
+
+    /// Inputs of bf16 products have 8 bits: 2^-9 each, about 2 % of these small models' logits at worst.
+    @Test(arguments: Fixture.names) func roundedInputsStayNearTransformers(_ name: String) throws {
+        let fixture = try Fixture(name)
+        let paged = try Paged(fixture.spec, blockTokens: 16, type: .f32, positions: fixture.prompt.count, seed: 1)
+        let engine = try CPUEngine(spec: fixture.spec, weights: fixture.weights, store: paged.store)
+        let table = paged.table(0, positions: fixture.prompt.count)
+        let rows = try engine.logits(StepBatch(entries: [entry(fixture.prompt, at: 0, table)]), rows: .all)
+        try expectEqual(rows, fixture, tolerance: 0.1)
     }
 
     @Test(arguments: Fixture.names) func theReferenceEqualsTransformers(_ name: String) throws {
@@ -154,6 +165,7 @@ struct HuggingFaceTests {
         let paged = try Paged(fixture.spec, blockTokens: 16, type: .f32, positions: positions, seed: 2)
         var options = EngineOptions()
         options.kernels = variant
+        options.bf16Products = false
         let engine = try CPUEngine(spec: fixture.spec, weights: fixture.weights, store: paged.store, options: options)
         let table = paged.table(0, positions: positions)
         var drawn: [TokenID] = []
@@ -177,12 +189,14 @@ struct HuggingFaceTests {
         #expect(relativeError(row, fixture.lastLogits) < Self.tolerance)
     }
 
-    private func expectEqual(_ rows: [[Float]], _ fixture: Fixture) throws {
+    private func expectEqual(
+        _ rows: [[Float]], _ fixture: Fixture, tolerance: Float = HuggingFaceTests.tolerance
+    ) throws {
         try #require(rows.count == fixture.prompt.count)
         let width = fixture.spec.vocabularySize
         for (index, row) in rows.enumerated() {
             let error = relativeError(row, fixture.logits[index * width..<(index + 1) * width])
-            #expect(error < Self.tolerance, "row \(index)")
+            #expect(error < tolerance, "row \(index)")
         }
     }
 }

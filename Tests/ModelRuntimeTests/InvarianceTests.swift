@@ -7,7 +7,7 @@ import Testing
 struct RandomModel {
     var spec: ModelSpec
     var weights: MemoryTensors
-    var kvType: ElementType
+    var kvType: KVElementType
     var sequences: [[TokenID]]
 
     init(seed: UInt64) {
@@ -24,7 +24,7 @@ struct RandomModel {
             tiedEmbeddings: .random(using: &random))
         weights = MemoryTensors(
             random: spec, type: ElementType.allCases.randomElement(using: &random) ?? .f32, seed: seed)
-        kvType = ElementType.allCases.randomElement(using: &random) ?? .f32
+        kvType = KVElementType.allCases.randomElement(using: &random) ?? .f32
         let vocabulary = UInt32(spec.vocabularySize)
         sequences = (0..<3).map { _ in
             (0..<Int.random(in: 1...70, using: &random)).map { _ in
@@ -42,10 +42,12 @@ struct RandomModel {
         /// All sequences in each step, or each alone.
         var together = false
         var slotSeed: UInt64 = 1
+        var quantise: BlockFormat?
+        var bf16Products = true
     }
 
     /// Logits of all rows of all sequences, as bits.
-    func logits(_ way: Way) throws -> [[[UInt32]]] {
+    func logits(_ way: Way, _ source: (any TensorSource)? = nil) throws -> [[[UInt32]]] {
         let paged = try Paged(
             spec, blockTokens: way.blockTokens, type: kvType, positions: 70, sequences: sequences.count,
             seed: way.slotSeed)
@@ -53,7 +55,9 @@ struct RandomModel {
         options.kernels = way.variant
         options.threads = way.threads
         options.rowsMax = way.rowsMax
-        let engine = try CPUEngine(spec: spec, weights: weights, store: paged.store, options: options)
+        options.quantise = way.quantise
+        options.bf16Products = way.bf16Products
+        let engine = try CPUEngine(spec: spec, weights: source ?? weights, store: paged.store, options: options)
         var rows = [[[UInt32]]](repeating: [], count: sequences.count)
         let groups = way.together ? [Array(sequences.indices)] : sequences.indices.map { [$0] }
         for group in groups {
@@ -119,7 +123,7 @@ struct InvarianceTests {
             var model = RandomModel(seed: seed)
             model.kvType = .f32
             model.sequences = [Array(model.sequences[0].prefix(40))]
-            let mine = try model.logits(.init(variant: variant, chunk: 6))[0]
+            let mine = try model.logits(.init(variant: variant, chunk: 6, bf16Products: false))[0]
             let paged = try Paged(model.spec, blockTokens: 3, type: .f32, positions: 70)
             let reference = try ReferenceEngine(spec: model.spec, weights: model.weights, store: paged.store)
             let batch = StepBatch(entries: [entry(model.sequences[0], at: 0, paged.table(0, positions: 70))])

@@ -97,7 +97,7 @@ struct Paged {
     var store: KVStore
     var slots: [BlockSlot]
 
-    init(_ spec: ModelSpec, blockTokens: Int, type: ElementType, positions: Int, sequences: Int = 1, seed: UInt64 = 0)
+    init(_ spec: ModelSpec, blockTokens: Int, type: KVElementType, positions: Int, sequences: Int = 1, seed: UInt64 = 0)
         throws
     {
         let blocks = (positions + blockTokens - 1) / blockTokens

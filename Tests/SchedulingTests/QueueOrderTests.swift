@@ -20,6 +20,8 @@ extension SchedulingPolicy {
             at: now)
     }
 
+    func tenant(of job: JobID) -> String? { slot(of: job).map { counters[entries[Int($0)].tenant].name.name } }
+
     /// Dispatches everything that waits.
     mutating func drain(at now: Instant = .zero) -> [JobID] {
         var order: [JobID] = []
@@ -33,7 +35,8 @@ extension SchedulingPolicy {
 
 struct QueueOrderTests {
     @Test func everyPolicyNameReadsBackAsItself() {
-        for name in PolicyConfiguration.names { #expect(PolicyConfiguration(named: name)?.name == name) }
+        for name in everyName { #expect(PolicyConfiguration(named: name)?.name == name) }
+        #expect(Set(PolicyConfiguration.names).isDisjoint(with: PolicyConfiguration.clairvoyantNames))
         #expect(PolicyConfiguration(named: "lottery") == nil)
     }
 

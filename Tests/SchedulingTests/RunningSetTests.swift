@@ -35,7 +35,7 @@ struct RunningSetTests {
                 #expect(Set(chosen).count == chosen.count && Set(chosen).isSubset(of: jobs), "seed \(seed) \(name)")
                 for job in chosen {
                     queue.served(job, for: .milliseconds(7), nextIteration: .milliseconds(1))
-                    if let tenant = queue.entries[job]?.tenant { queue.charge(tenant, outputTokens: 1) }
+                    queue.produced(job, tokens: 1)
                 }
             }
         }
@@ -87,7 +87,7 @@ struct RunningSetTests {
             for step in 0..<400 {
                 for job in queue.runningSet(of: jobs, slots: slots, at: .zero + .milliseconds(Int64(step))) {
                     queue.served(job, for: .milliseconds(3), nextIteration: .milliseconds(1))
-                    if let tenant = queue.entries[job]?.tenant { queue.charge(tenant, outputTokens: 1) }
+                    queue.produced(job, tokens: 1)
                 }
                 let values = (0..<tenants).map { queue.virtualCounter(of: TenantID("t\($0)")) }
                 let gap = (values.max() ?? 0) - (values.min() ?? 0)
@@ -104,7 +104,7 @@ struct RunningSetTests {
         for step in 0..<400 {
             for job in queue.runningSet(of: jobs, slots: 1, at: .zero + .milliseconds(Int64(step))) {
                 queue.served(job, for: .milliseconds(3), nextIteration: .milliseconds(1))
-                if let tenant = queue.entries[job]?.tenant { queue.charge(tenant, outputTokens: 1) }
+                queue.produced(job, tokens: 1)
             }
         }
         #expect(queue.virtualCounter(of: TenantID("b")) > 2 * queue.virtualCounter(of: TenantID("a")))
@@ -114,7 +114,9 @@ struct RunningSetTests {
         for (outer, inner) in [("fair", "fcfs"), ("fair-mlfq", "mlfq")] {
             for seed in UInt64(0)..<10 {
                 var random = SeededGenerator(seed: seed)
-                var (first, second) = (policy(outer), policy(inner))
+                var (first, second) = (
+                    policy(outer) { $0.promotionPeriod = 0 }, policy(inner) { $0.promotionPeriod = 0 }
+                )
                 let jobs = residents(&first, 6) { _ in "a" }
                 _ = residents(&second, 6) { _ in "a" }
                 for step in 0..<60 {

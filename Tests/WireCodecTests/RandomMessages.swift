@@ -43,7 +43,7 @@ struct RandomMessages {
         case .reserveNack: .reserveNack(ReserveNack(transfer: transfer(), reason: pick(), freeBlocks: count()))
         case .startDecode: .startDecode(startDecode())
         case .startDecodeAck: .startDecodeAck(reply())
-        case .setRunning: .setRunning(SetRunning(run: transfers(), pause: transfers()))
+        case .setRunning: .setRunning(SetRunning(run: transfers(), pause: transfers(), order: transfers()))
         case .tokenSteps: .tokenSteps(tokenSteps())
         case .assignPrefill: .assignPrefill(assignPrefill())
         case .assignAck: .assignAck(reply())
@@ -147,7 +147,7 @@ struct RandomMessages {
         Register(
             role: pick(), dataHost: text(), dataPort: UInt16(truncatingIfNeeded: word()), blockTokens: count(),
             blockCount: count(), pageBytes: count(), batchJobsMax: count(), stepTokensMax: count(),
-            processID: Int32(bitPattern: u32()), held: transfers())
+            processID: Int32(bitPattern: u32()), held: transfers(), swapPages: Int(u32()), reservesWholeJobs: flip())
     }
 
     mutating func heartbeat() -> Heartbeat {
@@ -168,6 +168,14 @@ struct RandomMessages {
         load.pageBytesSent = word()
         load.pageBytesReceived = word()
         load.staleMessagesDropped = word()
+        if flip() {
+            load.swap.free = Int(u32())
+            load.swap.reserved = Int(u32())
+            load.swap.held = Int(u32())
+            load.swapBytesOut = word()
+            load.swapBytesIn = word()
+            load.swapStall = span()
+        }
         return Heartbeat(load: load)
     }
 
@@ -203,7 +211,8 @@ struct RandomMessages {
         let steps = (0..<below(4)).map { _ in
             TokenStep(
                 transfer: transfer(), offset: count(), tokens: (0..<below(3)).map { _ in sampled() }, end: stepEnd(),
-                prefilledTokens: count(), cachedTokens: count())
+                prefilledTokens: count(), cachedTokens: count(), swap: flip() ? nil : flip() ? .left : .back(stall: span()),
+                evictedFor: flip() ? transfer() : nil)
         }
         return TokenSteps(iteration: word(), computeTime: span(), steps: steps)
     }

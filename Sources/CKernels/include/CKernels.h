@@ -11,7 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "CAttention.h"
 #include "CDequant.h"
+#include "CPacked.h"
+#include "CLimits.h"
 
 #if defined(__clang__)
 #pragma clang assume_nonnull begin
@@ -20,42 +23,16 @@
 /// How a number is stored.
 typedef enum tk_element { TK_F32 = 0, TK_F16 = 1, TK_BF16 = 2 } tk_element;
 
-/// Positions per attention tile. Tiles start at multiples of it, whatever the chunk or block size.
-enum { TK_TILE_POSITIONS = 32 };
-
-/// Keys and values of one KV head in one layer, in a pool of pages.
-typedef struct tk_kv_view {
-    /// Key of slot s, token t: pool + s * slot_bytes + key_offset + t * dim * element size.
-    const uint8_t *pool;
-    const uint32_t *block_table;  // [blocks] slot of each block of the sequence
-    size_t slot_bytes;            // distance between pages
-    size_t key_offset;            // to this layer's and head's keys inside a page
-    size_t value_offset;          // to its values
-    size_t block_tokens;
-    tk_element element;
-} tk_kv_view;
-
-/// Queries of one KV head: consecutive tokens of one sequence, `group` heads each.
-typedef struct tk_query_view {
-    const float *q;       // [tokens][group][dim], already rotated and scaled
-    size_t token_stride;  // floats between tokens, in q and in out
-    size_t first_position;
-    size_t tokens;
-    size_t group;
-    size_t dim;
-    size_t window;  // positions a token sees, itself included; 0 for all
-} tk_query_view;
-
 typedef struct tk_kernels {
     const char *name;
 
-    /// y[r][o] = dot(x[r], w[o]) + bias[o].
+    /// y[r][o] = dot(x[r], w[o]) + bias[o]; with `accumulate` this is added to y.
     void (*matmul)(
         float *y,                           // [rows][y_stride], columns 0 ..< out written
         const float *x,                     // [rows][in]
         const void *w,                      // [out][in] of element
         const float *_Nullable bias,        // [out], or null
-        tk_element element, size_t rows, size_t in, size_t out, size_t y_stride);
+        tk_element element, size_t rows, size_t in, size_t out, size_t y_stride, int accumulate);
 
     /// y[r] = x[r] / sqrt(mean(x[r]^2) + epsilon) * weight. y may be x.
     void (*rmsnorm)(
@@ -86,12 +63,8 @@ typedef struct tk_kernels {
     /// y = exp((x - shift) * scale), 0 below exp(-87.3); returns the sum of y. y may be x.
     float (*exp_shifted)(float *y, const float *x, float shift, float scale, size_t n);
 
-    /// Softmax attention of each query over its own past, tile by tile (FlashAttention's online
-    /// softmax). A position outside a query's past never touches its result.
-    void (*attend)(
-        float *out,      // [tokens][group][dim] with the query's token stride
-        float *scratch,  // tk_attend_scratch(tokens, group, dim) floats
-        const tk_query_view *queries, const tk_kv_view *kv);
+    /// Attention and the rows it reads.
+    const tk_attention *attention;
 } tk_kernels;
 
 /// Plain C: the fallback, and what the others are tested against.
@@ -105,12 +78,6 @@ const tk_kernels *_Nullable tk_kernels_avx512(void);
 int tk_cpu_has_avx2(void);
 int tk_cpu_has_avx512(void);
 
-/// Floats of scratch that `attend` needs.
-static inline size_t tk_attend_scratch(size_t tokens, size_t group, size_t dim) {
-    size_t rows = tokens * group;
-    return rows * (2 * dim + TK_TILE_POSITIONS + 2) + 2 * TK_TILE_POSITIONS * dim;
-}
-
 /// cos and sin of position * frequency, times factor: the product in f32 as Hugging Face has it, the
 /// function in f64.
 void tk_rotary_table(
@@ -123,8 +90,18 @@ void tk_rotary_table(
 /// Index of the largest value, the lowest of equals; n where any value is NaN or infinite.
 size_t tk_argmax_finite(const float *x, size_t n);
 
+/// The same of whatever values; NaNs are passed over.
+size_t tk_argmax(const float *x, size_t n);
+
+/// Index at which the running sum of weights (none negative) passes `draw` times their sum; n where
+/// rounding keeps it from passing.
+size_t tk_pick(const float *weights, size_t n, double draw);
+
 /// Reads one byte of each memory page, so that a mapped file is resident; the sum keeps the reads.
 uint64_t tk_touch(const void *base, size_t bytes);
+
+/// Keeps the calling thread on one core; 0 where the system allowed it.
+int tk_pin_thread(size_t core);
 
 /// Tells the processor that a loop waits.
 static inline void tk_pause(void) {

@@ -24,6 +24,7 @@ typedef struct Tandem__Register Tandem__Register;
 typedef struct Tandem__RegisterAck Tandem__RegisterAck;
 typedef struct Tandem__BlockCounts Tandem__BlockCounts;
 typedef struct Tandem__Heartbeat Tandem__Heartbeat;
+typedef struct Tandem__SwapCounts Tandem__SwapCounts;
 typedef struct Tandem__KVEvent Tandem__KVEvent;
 typedef struct Tandem__Drain Tandem__Drain;
 typedef struct Tandem__DrainDone Tandem__DrainDone;
@@ -39,6 +40,7 @@ typedef struct Tandem__SetRunning Tandem__SetRunning;
 typedef struct Tandem__SampledToken Tandem__SampledToken;
 typedef struct Tandem__Failure Tandem__Failure;
 typedef struct Tandem__StepEnd Tandem__StepEnd;
+typedef struct Tandem__SwapNotice Tandem__SwapNotice;
 typedef struct Tandem__TokenStep Tandem__TokenStep;
 typedef struct Tandem__TokenSteps Tandem__TokenSteps;
 typedef struct Tandem__AssignPrefill Tandem__AssignPrefill;
@@ -80,6 +82,11 @@ typedef enum _Tandem__StepEnd__Kind {
   TANDEM__STEP_END__KIND__END_EVICTED = 6
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(TANDEM__STEP_END__KIND)
 } Tandem__StepEnd__Kind;
+typedef enum _Tandem__SwapNotice__Kind {
+  TANDEM__SWAP_NOTICE__KIND__SWAP_LEFT = 1,
+  TANDEM__SWAP_NOTICE__KIND__SWAP_BACK = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(TANDEM__SWAP_NOTICE__KIND)
+} Tandem__SwapNotice__Kind;
 typedef enum _Tandem__AssignPrefill__Path {
   TANDEM__ASSIGN_PREFILL__PATH__PATH_DIRECT = 1,
   TANDEM__ASSIGN_PREFILL__PATH__PATH_RELAY = 2,
@@ -297,10 +304,14 @@ struct  Tandem__Register
   int32_t process_id;
   size_t n_held;
   Tandem__TransferID **held;
+  protobuf_c_boolean has_swap_pages;
+  uint64_t swap_pages;
+  protobuf_c_boolean has_reserves_whole_jobs;
+  protobuf_c_boolean reserves_whole_jobs;
 };
 #define TANDEM__REGISTER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__register__descriptor) \
-    , TANDEM__WORKER_ROLE__ROLE_PREFILL, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0,NULL }
+    , TANDEM__WORKER_ROLE__ROLE_PREFILL, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0 }
 
 
 struct  Tandem__RegisterAck
@@ -343,10 +354,29 @@ struct  Tandem__Heartbeat
   uint64_t page_bytes_sent;
   uint64_t page_bytes_received;
   uint64_t stale_messages_dropped;
+  Tandem__SwapCounts *swap;
+  protobuf_c_boolean has_swap_bytes_out;
+  uint64_t swap_bytes_out;
+  protobuf_c_boolean has_swap_bytes_in;
+  uint64_t swap_bytes_in;
+  protobuf_c_boolean has_swap_stall;
+  int64_t swap_stall;
 };
 #define TANDEM__HEARTBEAT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__heartbeat__descriptor) \
-    , 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0 }
+    , 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0 }
+
+
+struct  Tandem__SwapCounts
+{
+  ProtobufCMessage base;
+  uint64_t free;
+  uint64_t reserved;
+  uint64_t held;
+};
+#define TANDEM__SWAP_COUNTS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&tandem__swap_counts__descriptor) \
+    , 0, 0, 0 }
 
 
 struct  Tandem__KVEvent
@@ -513,10 +543,12 @@ struct  Tandem__SetRunning
   Tandem__TransferID **run;
   size_t n_pause;
   Tandem__TransferID **pause;
+  size_t n_order;
+  Tandem__TransferID **order;
 };
 #define TANDEM__SET_RUNNING__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__set_running__descriptor) \
-    , 0,NULL, 0,NULL }
+    , 0,NULL, 0,NULL, 0,NULL }
 
 
 struct  Tandem__SampledToken
@@ -568,6 +600,21 @@ struct  Tandem__StepEnd
     , TANDEM__STEP_END__KIND__END_STOP, NULL }
 
 
+struct  Tandem__SwapNotice
+{
+  ProtobufCMessage base;
+  Tandem__SwapNotice__Kind kind;
+  /*
+   * Present if and only if the kind is SWAP_BACK.
+   */
+  protobuf_c_boolean has_stall;
+  int64_t stall;
+};
+#define TANDEM__SWAP_NOTICE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&tandem__swap_notice__descriptor) \
+    , TANDEM__SWAP_NOTICE__KIND__SWAP_LEFT, 0, 0 }
+
+
 struct  Tandem__TokenStep
 {
   ProtobufCMessage base;
@@ -578,10 +625,12 @@ struct  Tandem__TokenStep
   Tandem__StepEnd *end;
   uint64_t prefilled_tokens;
   uint64_t cached_tokens;
+  Tandem__SwapNotice *swap;
+  Tandem__TransferID *evicted_for;
 };
 #define TANDEM__TOKEN_STEP__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__token_step__descriptor) \
-    , NULL, 0, 0,NULL, NULL, 0, 0 }
+    , NULL, 0, 0,NULL, NULL, 0, 0, NULL, NULL }
 
 
 struct  Tandem__TokenSteps
@@ -953,6 +1002,25 @@ Tandem__Heartbeat *
 void   tandem__heartbeat__free_unpacked
                      (Tandem__Heartbeat *message,
                       ProtobufCAllocator *allocator);
+/* Tandem__SwapCounts methods */
+void   tandem__swap_counts__init
+                     (Tandem__SwapCounts         *message);
+size_t tandem__swap_counts__get_packed_size
+                     (const Tandem__SwapCounts   *message);
+size_t tandem__swap_counts__pack
+                     (const Tandem__SwapCounts   *message,
+                      uint8_t             *out);
+size_t tandem__swap_counts__pack_to_buffer
+                     (const Tandem__SwapCounts   *message,
+                      ProtobufCBuffer     *buffer);
+Tandem__SwapCounts *
+       tandem__swap_counts__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   tandem__swap_counts__free_unpacked
+                     (Tandem__SwapCounts *message,
+                      ProtobufCAllocator *allocator);
 /* Tandem__KVEvent methods */
 void   tandem__kvevent__init
                      (Tandem__KVEvent         *message);
@@ -1237,6 +1305,25 @@ Tandem__StepEnd *
                       const uint8_t       *data);
 void   tandem__step_end__free_unpacked
                      (Tandem__StepEnd *message,
+                      ProtobufCAllocator *allocator);
+/* Tandem__SwapNotice methods */
+void   tandem__swap_notice__init
+                     (Tandem__SwapNotice         *message);
+size_t tandem__swap_notice__get_packed_size
+                     (const Tandem__SwapNotice   *message);
+size_t tandem__swap_notice__pack
+                     (const Tandem__SwapNotice   *message,
+                      uint8_t             *out);
+size_t tandem__swap_notice__pack_to_buffer
+                     (const Tandem__SwapNotice   *message,
+                      ProtobufCBuffer     *buffer);
+Tandem__SwapNotice *
+       tandem__swap_notice__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   tandem__swap_notice__free_unpacked
+                     (Tandem__SwapNotice *message,
                       ProtobufCAllocator *allocator);
 /* Tandem__TokenStep methods */
 void   tandem__token_step__init
@@ -1571,6 +1658,9 @@ typedef void (*Tandem__BlockCounts_Closure)
 typedef void (*Tandem__Heartbeat_Closure)
                  (const Tandem__Heartbeat *message,
                   void *closure_data);
+typedef void (*Tandem__SwapCounts_Closure)
+                 (const Tandem__SwapCounts *message,
+                  void *closure_data);
 typedef void (*Tandem__KVEvent_Closure)
                  (const Tandem__KVEvent *message,
                   void *closure_data);
@@ -1615,6 +1705,9 @@ typedef void (*Tandem__Failure_Closure)
                   void *closure_data);
 typedef void (*Tandem__StepEnd_Closure)
                  (const Tandem__StepEnd *message,
+                  void *closure_data);
+typedef void (*Tandem__SwapNotice_Closure)
+                 (const Tandem__SwapNotice *message,
                   void *closure_data);
 typedef void (*Tandem__TokenStep_Closure)
                  (const Tandem__TokenStep *message,
@@ -1682,6 +1775,7 @@ extern const ProtobufCMessageDescriptor tandem__register__descriptor;
 extern const ProtobufCMessageDescriptor tandem__register_ack__descriptor;
 extern const ProtobufCMessageDescriptor tandem__block_counts__descriptor;
 extern const ProtobufCMessageDescriptor tandem__heartbeat__descriptor;
+extern const ProtobufCMessageDescriptor tandem__swap_counts__descriptor;
 extern const ProtobufCMessageDescriptor tandem__kvevent__descriptor;
 extern const ProtobufCEnumDescriptor    tandem__kvevent__change__descriptor;
 extern const ProtobufCMessageDescriptor tandem__drain__descriptor;
@@ -1700,6 +1794,8 @@ extern const ProtobufCMessageDescriptor tandem__failure__descriptor;
 extern const ProtobufCEnumDescriptor    tandem__failure__blast__descriptor;
 extern const ProtobufCMessageDescriptor tandem__step_end__descriptor;
 extern const ProtobufCEnumDescriptor    tandem__step_end__kind__descriptor;
+extern const ProtobufCMessageDescriptor tandem__swap_notice__descriptor;
+extern const ProtobufCEnumDescriptor    tandem__swap_notice__kind__descriptor;
 extern const ProtobufCMessageDescriptor tandem__token_step__descriptor;
 extern const ProtobufCMessageDescriptor tandem__token_steps__descriptor;
 extern const ProtobufCMessageDescriptor tandem__assign_prefill__descriptor;

@@ -1,0 +1,275 @@
+import Foundation
+import GRDB
+import ServingTypes
+import Synchronization
+
+/// A tenant's virtual counter as it is kept over a restart.
+public struct CounterRow: Hashable, Sendable {
+    public var tenant: TenantID
+    /// In the policy's own parts, provisional charges left out.
+    public var value: Int64
+    /// What of it lifts, not charges, have added.
+    public var lifted: Int64
+    /// Tokens of the tenant that it has counted.
+    public var computed: Int64
+    public var decoded: Int64
+
+    public init(tenant: TenantID, value: Int64, lifted: Int64, computed: Int64, decoded: Int64) {
+        self.tenant = tenant
+        self.value = value
+        self.lifted = lifted
+        self.computed = computed
+        self.decoded = decoded
+    }
+}
+
+/// Everything that a coordinator takes up where the last one left it.
+public struct LedgerContent: Sendable {
+    public var totals: [TenantID: TenantTotal] = [:]
+    public var open: [(reservation: Reservation, counts: TokenCounts)] = []
+    public var counters: [CounterRow] = []
+    /// Counter of the tenant that had waited last.
+    public var lastWaiting: Int64?
+    public var settings: [TenantID: String] = [:]
+}
+
+/// Sums of a tenant's settled jobs.
+public struct TenantTotal: Hashable, Sendable {
+    public var jobs: Int64 = 0
+    public var counts = TokenCounts()
+
+    public init() {}
+}
+
+/// Reservations, settlements and their sums, in SQLite.
+public final class TenantLedger: Sendable {
+    public enum Limits {
+        /// Settlements that are kept one by one; older ones live on in the sums.
+        public static let settlementsKept: Int64 = 1_000_000
+        /// Tenants with sums of their own; the settlements of further ones add to `others`.
+        public static let tenantsMax = 65_536
+        public static let others = TenantID("*others*")
+    }
+
+    private let store: LedgerStore
+    private let known: KnownTenants
+
+    public init(store: LedgerStore) throws(ServingError) {
+        self.store = store
+        known = KnownTenants(try store.read { try String.fetchAll($0, sql: "SELECT tenant FROM total") })
+    }
+
+    /// Why nothing can be admitted now; nil where it can.
+    public var refusal: ServingError? { store.refusal }
+
+    public func flush() { store.flush() }
+
+    // MARK: Writing
+
+    /// An admitted job. Nobody waits for it: the mark file has it already.
+    public func reserve(_ reservation: Reservation) {
+        enqueue { db in
+            try db.execute(
+                sql: """
+                    INSERT INTO reservation (job, tenant, prompt, output_max, started) VALUES (?, ?, ?, ?, ?)
+                    ON CONFLICT (job) DO NOTHING
+                    """,
+                arguments: [
+                    reservation.job.description, reservation.tenant.name, reservation.promptTokens,
+                    reservation.outputMax, reservation.startedAt,
+                ])
+        }
+    }
+
+    /// What open jobs have come to, against a loss of power.
+    public func mark(_ marks: [(job: JobID, counts: TokenCounts)]) {
+        guard !marks.isEmpty else { return }
+        enqueue { db in
+            let statement = try db.cachedStatement(
+                sql: """
+                    UPDATE reservation SET computed = ?, cached = ?, decoded = ?, recomputed = ?, caused = ?,
+                        streamed = ? WHERE job = ?
+                    """)
+            for (job, counts) in marks {
+                try statement.execute(arguments: Self.arguments(counts) + [job.description])
+            }
+        }
+    }
+
+    /// A job that is over, together with what else belongs into the same transaction. A job that is
+    /// settled already changes nothing. `done` runs on the writer's queue.
+    public func settle(
+        _ settlement: Settlement, with others: [LedgerStore.Write] = [],
+        done: @escaping @Sendable (ServingError?) -> Void
+    ) {
+        let write = LedgerStore.Write(apply: { [known] in try Self.insert(settlement, $0, known) }, done: done)
+        store.enqueue([write] + others, isUrgent: false, isBounded: false)
+    }
+
+    /// Tokens of others that a tenant's jobs have caused to be computed again.
+    public func add(caused tokens: Int64, to tenant: TenantID) {
+        enqueue { [known] db in
+            try Self.add(TokenCounts(caused: tokens), jobs: 0, to: known.name(for: tenant.name), db)
+        }
+    }
+
+    /// Counters that have changed. Of more tenants than have sums, those with the least are forgotten.
+    public func write(counters: [CounterRow], lastWaiting: Int64?) {
+        enqueue { db in
+            try db.execute(
+                sql: """
+                    DELETE FROM counter WHERE tenant IN (SELECT tenant FROM counter ORDER BY value
+                        LIMIT MAX(0, (SELECT COUNT(*) FROM counter) - ?))
+                    """, arguments: [Limits.tenantsMax])
+            let statement = try db.cachedStatement(
+                sql: "INSERT OR REPLACE INTO counter (tenant, value, lifted, computed, decoded) VALUES (?, ?, ?, ?, ?)")
+            for row in counters {
+                try statement.execute(
+                    arguments: [row.tenant.name, row.value, row.lifted, row.computed, row.decoded])
+            }
+            if let lastWaiting {
+                try db.execute(
+                    sql: "INSERT OR REPLACE INTO note (name, value) VALUES ('last waiting', ?)",
+                    arguments: [lastWaiting])
+            }
+        }
+    }
+
+    /// What an operator has set for a tenant while the cluster ran. `done` runs on the writer's queue.
+    public func write(
+        settings: String, of tenant: TenantID, done: @escaping @Sendable (ServingError?) -> Void = { _ in }
+    ) {
+        let apply = { @Sendable (db: Database) in
+            try db.execute(
+                sql: "INSERT OR REPLACE INTO tenant (name, settings) VALUES (?, ?)",
+                arguments: [tenant.name, settings])
+        }
+        store.enqueue([LedgerStore.Write(apply: apply, done: done)], isUrgent: true, isBounded: true)
+    }
+
+    private func enqueue(_ apply: @escaping @Sendable (Database) throws -> Void) {
+        store.enqueue([LedgerStore.Write(apply: apply, done: nil)], isUrgent: false, isBounded: false)
+    }
+
+    private static func arguments(_ counts: TokenCounts) -> StatementArguments {
+        [counts.computed, counts.cached, counts.decoded, counts.recomputed, counts.caused, counts.streamed]
+    }
+
+    private static func insert(_ settlement: Settlement, _ db: Database, _ known: KnownTenants) throws {
+        let reservation = settlement.reservation
+        let (job, tenant) = (reservation.job.description, reservation.tenant.name)
+        try db.execute(sql: "DELETE FROM reservation WHERE job = ?", arguments: [job])
+        try db.execute(
+            sql: """
+                INSERT INTO settlement (computed, cached, decoded, recomputed, caused, streamed, job, tenant, prompt,
+                    output_max, ending, started, ended) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                ON CONFLICT (job) DO NOTHING
+                """,
+            arguments: arguments(settlement.counts) + [
+                job, tenant, reservation.promptTokens, reservation.outputMax, settlement.ending,
+                reservation.startedAt, settlement.endedAt,
+            ])
+        guard db.changesCount > 0 else { return }
+        try add(settlement.counts, jobs: 1, to: known.name(for: tenant), db)
+        try db.execute(
+            sql: "DELETE FROM settlement WHERE number <= (SELECT MAX(number) FROM settlement) - ?",
+            arguments: [Limits.settlementsKept])
+    }
+
+    private static func add(_ counts: TokenCounts, jobs: Int64, to tenant: String, _ db: Database) throws {
+        try db.execute(
+            sql: """
+                INSERT INTO total (computed, cached, decoded, recomputed, caused, streamed, jobs, tenant)
+                    VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+                ON CONFLICT (tenant) DO UPDATE SET jobs = jobs + excluded.jobs, computed = computed + excluded.computed,
+                    cached = cached + excluded.cached, decoded = decoded + excluded.decoded,
+                    recomputed = recomputed + excluded.recomputed, caused = caused + excluded.caused,
+                    streamed = streamed + excluded.streamed
+                """, arguments: arguments(counts) + [jobs, tenant])
+    }
+
+    // MARK: Reading
+
+    public func load() throws(ServingError) -> LedgerContent {
+        try store.read { db in
+            var content = LedgerContent()
+            for row in try Row.fetchAll(db, sql: "SELECT * FROM total") {
+                var total = TenantTotal()
+                total.jobs = row["jobs"]
+                total.counts = Self.counts(row)
+                content.totals[TenantID(row["tenant"])] = total
+            }
+            content.open = try Row.fetchAll(db, sql: "SELECT * FROM reservation").compactMap { row in
+                Self.reservation(row).map { ($0, Self.counts(row)) }
+            }
+            content.counters = try Row.fetchAll(db, sql: "SELECT * FROM counter").map { row in
+                CounterRow(
+                    tenant: TenantID(row["tenant"]), value: row["value"], lifted: row["lifted"],
+                    computed: row["computed"], decoded: row["decoded"])
+            }
+            content.lastWaiting = try Int64.fetchOne(db, sql: "SELECT value FROM note WHERE name = 'last waiting'")
+            for row in try Row.fetchAll(db, sql: "SELECT * FROM tenant") {
+                content.settings[TenantID(row["name"])] = row["settings"]
+            }
+            return content
+        }
+    }
+
+    /// Those of these jobs that are settled, with what they came to.
+    public func settled(among jobs: [JobID]) throws(ServingError) -> [JobID: TokenCounts] {
+        try store.read { db in
+            var found: [JobID: TokenCounts] = [:]
+            for job in jobs {
+                let row = try Row.fetchOne(
+                    db, sql: "SELECT * FROM settlement WHERE job = ?", arguments: [job.description])
+                if let row { found[job] = Self.counts(row) }
+            }
+            return found
+        }
+    }
+
+    /// Newest first.
+    public func settlements(limit: Int) throws(ServingError) -> [Settlement] {
+        try store.read { db in
+            try Row.fetchAll(
+                db, sql: "SELECT * FROM settlement ORDER BY number DESC LIMIT ?", arguments: [limit]
+            ).compactMap { row in
+                Self.reservation(row).map {
+                    Settlement($0, Self.counts(row), ending: row["ending"], endedAt: row["ended"])
+                }
+            }
+        }
+    }
+
+    private static func reservation(_ row: Row) -> Reservation? {
+        guard let text = row["job"] as String?, let job = JobID(text), let tenant = row["tenant"] as String? else {
+            return nil
+        }
+        return Reservation(
+            job: job, tenant: TenantID(tenant), promptTokens: row["prompt"], outputMax: row["output_max"],
+            startedAt: row["started"])
+    }
+
+    private static func counts(_ row: Row) -> TokenCounts {
+        TokenCounts(
+            computed: row["computed"], cached: row["cached"], decoded: row["decoded"],
+            recomputed: row["recomputed"], caused: row["caused"], streamed: row["streamed"])
+    }
+}
+
+/// Names that have a sum of their own.
+private final class KnownTenants: Sendable {
+    private let names: Mutex<Set<String>>
+
+    init(_ names: [String]) { self.names = Mutex(Set(names)) }
+
+    /// Under which name a tenant's tokens are added up.
+    func name(for tenant: String) -> String {
+        names.withLock { names in
+            if names.contains(tenant) { return tenant }
+            guard names.count < TenantLedger.Limits.tenantsMax else { return TenantLedger.Limits.others.name }
+            names.insert(tenant)
+            return tenant
+        }
+    }
+}

@@ -1,0 +1,218 @@
+import CKernels
+import Glibc
+import ServingTypes
+
+/// How a source stores a tensor's values.
+public enum StoredFormat: Hashable, Sendable {
+    case elements(ElementType)
+    case blocks(BlockFormat)
+
+    /// Bytes of one row of `columns` values; nil where blocks do not fill it.
+    func rowBytes(_ columns: Int) -> Int? {
+        switch self {
+        case .elements(let type): columns * type.byteCount
+        case .blocks(let format):
+            columns.isMultiple(of: format.valueCount) ? columns / format.valueCount * format.byteCount : nil
+        }
+    }
+}
+
+/// A tensor as its source has it, quantised blocks and all.
+///
+/// Unchecked because of the pointer: the memory is read-only for as long as its source lives, and
+/// whoever keeps this keeps the source.
+public struct StoredTensor: @unchecked Sendable {
+    /// First byte, at any address.
+    public var base: UnsafeRawPointer
+    /// Bytes from `base` on.
+    public var byteCount: Int
+    /// Row-major, the last dimension contiguous.
+    public var shape: [Int]
+    public var format: StoredFormat
+    /// Rows lie in llama.cpp's order of rotary pairs: row `2 i + half` of each head of this many rows
+    /// belongs at `half * headDim / 2 + i`. nil where rows lie in Hugging Face's order.
+    public var interleavedHeadDim: Int?
+
+    public init(
+        base: UnsafeRawPointer, byteCount: Int, shape: [Int], format: StoredFormat, interleavedHeadDim: Int? = nil
+    ) {
+        self.base = base
+        self.byteCount = byteCount
+        self.shape = shape
+        self.format = format
+        self.interleavedHeadDim = interleavedHeadDim
+    }
+
+    /// Where the source keeps the row that belongs at `row`.
+    func storedRow(_ row: Int) -> Int {
+        guard let headDim = interleavedHeadDim else { return row }
+        let (head, within) = row.quotientAndRemainder(dividingBy: headDim)
+        let (half, pair) = within.quotientAndRemainder(dividingBy: headDim / 2)
+        return head * headDim + 2 * pair + half
+    }
+}
+
+/// The weight formats that are packed for dot products.
+enum PackedFormat: String, Hashable, Sendable, CaseIterable {
+    case q8_0
+    case q4_0
+    case q4_K
+    case q5_K
+    case q6_K
+    case bf16
+
+    init(_ format: BlockFormat) {
+        switch format {
+        case .q8_0: self = .q8_0
+        case .q4_0: self = .q4_0
+        case .q4_K: self = .q4_K
+        case .q5_K: self = .q5_K
+        case .q6_K: self = .q6_K
+        }
+    }
+
+    var code: tk_packed_format {
+        switch self {
+        case .q8_0: TK_PACKED_Q8_0
+        case .q4_0: TK_PACKED_Q4_0
+        case .q4_K: TK_PACKED_Q4_K
+        case .q5_K: TK_PACKED_Q5_K
+        case .q6_K: TK_PACKED_Q6_K
+        case .bf16: TK_PACKED_BF16
+        }
+    }
+
+    /// How its inputs are prepared.
+    var inputForm: InputForms { self == .bf16 ? .bf16 : .q8 }
+
+    /// Bytes of one panel of 32 outputs.
+    func panelBytes(_ columns: Int) -> Int { tk_panel_bytes(code, columns) }
+
+    /// Bytes of a whole matrix.
+    func byteCount(rows: Int, columns: Int) -> Int { tk_panel_count(rows) * panelBytes(columns) }
+
+    /// Whether rows of this length can be packed.
+    func takes(columns: Int) -> Bool { columns.isMultiple(of: tk_packed_input_multiple(code)) }
+}
+
+/// Forms in which a projection reads its inputs; several where its matrices differ in format.
+struct InputForms: OptionSet {
+    var rawValue: UInt8
+
+    static let floats = InputForms(rawValue: 1)
+    static let bf16 = InputForms(rawValue: 2)
+    static let q8 = InputForms(rawValue: 4)
+}
+
+/// The memory of all packed matrices of a model: one mapping in huge pages where the system has them.
+///
+/// Unchecked because of the pointer: written while the model is loaded, read-only after it.
+final class PackedArena: @unchecked Sendable {
+    private let mapping: UnsafeMutableRawPointer
+    private let mappedBytes: Int
+    /// A multiple of 2 MiB.
+    let base: UnsafeMutableRawPointer
+    let byteCount: Int
+
+    private static let hugePage = 2 << 20
+
+    init(byteCount: Int) throws(ServingError) {
+        self.byteCount = byteCount
+        mappedBytes = byteCount + 2 * Self.hugePage
+        guard
+            let address = mmap(
+                nil, mappedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+            address != MAP_FAILED
+        else {
+            throw ServingError(
+                .internalError, "weights: \(byteCount) bytes of memory cannot be mapped", field: "weights",
+                blast: .process)
+        }
+        mapping = address
+        let start = UInt(bitPattern: address)
+        let aligned = (start + UInt(Self.hugePage) - 1) / UInt(Self.hugePage) * UInt(Self.hugePage)
+        base = address + Int(aligned - start)
+        // Whole huge pages only, so that a small model does not take 2 MiB for its last kilobytes.
+        madvise(base, byteCount / Self.hugePage * Self.hugePage, MADV_HUGEPAGE)
+    }
+
+    deinit {
+        munmap(mapping, mappedBytes)
+    }
+}
+
+/// What packs one matrix: where its rows come from and where its panels go.
+struct PackingPlan {
+    var name: String
+    var stored: StoredTensor
+    var rows: Int
+    var columns: Int
+    var format: PackedFormat
+    /// Whether rows of elements are quantised first.
+    var quantises: Bool
+    /// From the arena's base.
+    var offset: Int
+
+    var byteCount: Int { format.byteCount(rows: rows, columns: columns) }
+    var panelCount: Int { tk_panel_count(rows) }
+
+    /// Packs some panels. May run beside others of the same matrix.
+    func pack(_ panels: Range<Int>, to arena: UnsafeMutableRawPointer, kernels: Kernels) {
+        guard let rowBytes = stored.format.rowBytes(columns) else { return }
+        let quantised = quantises ? QuantisedRows(format: format, columns: columns, kernels: kernels) : nil
+        withUnsafeTemporaryAllocation(of: UnsafeRawPointer?.self, capacity: TK_PANEL_OUTPUTS) { sources in
+            for panel in panels {
+                for lane in sources.indices {
+                    let row = panel * sources.count + lane
+                    guard row < rows else {
+                        sources.initializeElement(at: lane, to: nil)
+                        continue
+                    }
+                    let source = stored.base + stored.storedRow(row) * rowBytes
+                    let ready = quantised?.quantise(source, stored.format, lane: lane) ?? source
+                    sources.initializeElement(at: lane, to: ready)
+                }
+                guard let first = sources.baseAddress else { return }
+                let target = arena + offset + panel * format.panelBytes(columns)
+                kernels.packed.pointee.pack(
+                    target.assumingMemoryBound(to: UInt8.self), first, format.code, columns)
+            }
+        }
+    }
+}
+
+/// Blocks made of the 32 rows of a panel, before it is packed.
+private final class QuantisedRows {
+    private let format: PackedFormat
+    private let columns: Int
+    private let kernels: Kernels
+    private let rowBytes: Int
+    private let blocks: UnsafeMutableRawPointer
+    private let floats: UnsafeMutablePointer<Float>
+
+    init(format: PackedFormat, columns: Int, kernels: Kernels) {
+        self.format = format
+        self.columns = columns
+        self.kernels = kernels
+        rowBytes = columns / 32 * (format == .q8_0 ? 34 : 18)
+        blocks = .allocate(byteCount: rowBytes * TK_PANEL_OUTPUTS, alignment: 64)
+        floats = .allocate(capacity: columns)
+    }
+
+    deinit {
+        blocks.deallocate()
+        floats.deallocate()
+    }
+
+    func quantise(_ row: UnsafeRawPointer, _ stored: StoredFormat, lane: Int) -> UnsafeRawPointer? {
+        guard case .elements(let type) = stored else { return nil }
+        kernels.table.pointee.widen(floats, row, type.code, columns)
+        let target = blocks + lane * rowBytes
+        if format == .q8_0 {
+            tk_quantise_q8_0(target, floats, columns / 32)
+        } else {
+            tk_quantise_q4_0(target, floats, columns / 32)
+        }
+        return UnsafeRawPointer(target)
+    }
+}

@@ -1,0 +1,122 @@
+import ServingTypes
+
+/// A resident job and the memory that it holds, in units of the caller's choice, as blocks.
+public struct Holding: Hashable, Sendable {
+    public var job: JobID
+    public var units: Int
+
+    public init(job: JobID, units: Int) {
+        self.job = job
+        self.units = units
+    }
+}
+
+/// Who gives way, and in which order jobs that lie elsewhere are wanted back.
+extension SchedulingPolicy {
+    /// Jobs whose memory is to be taken so that `need` units become free: a minimal set, none of
+    /// which could be spared, and none at all where they would not suffice.
+    ///
+    /// Without `incoming` the memory is needed by a running job: the worst job of the tenant with the
+    /// greatest counter goes first. With it, only jobs that the policy would displace for that job:
+    /// those of a tenant that is more than theta ahead of its tenant, and worse ones of its own
+    /// tenant where the inner discipline preempts.
+    public func victims(
+        among holdings: [Holding], freeing need: Int, for incoming: JobID?, at now: Instant
+    ) -> [JobID] {
+        guard need > 0 else { return [] }
+        var candidates: [(resident: Resident, units: Int)] = holdings.compactMap { holding in
+            slot(of: holding.job).map { (resident($0, at: now), max(holding.units, 0)) }
+        }
+        if let incoming {
+            guard let slot = slot(of: incoming) else { return [] }
+            candidates.removeAll { !mayDisplace($0.resident, for: slot, theta: configuration.theta, at: now) }
+        }
+        candidates.sort { isWorse($0.resident, $1.resident) }
+        var chosen: [(resident: Resident, units: Int)] = []
+        var freed = 0
+        for candidate in candidates where freed < need && candidate.units > 0 {
+            chosen.append(candidate)
+            freed += candidate.units
+        }
+        guard freed >= need else { return [] }
+        for index in chosen.indices.reversed() where freed - chosen[index].units >= need {
+            freed -= chosen[index].units
+            chosen.remove(at: index)
+        }
+        return chosen.map { entries[Int($0.resident.slot)].job }
+    }
+
+    /// The one job that is to give way, where one is enough.
+    public func victim(among jobs: [JobID], for incoming: JobID? = nil, at now: Instant) -> JobID? {
+        victims(among: jobs.map { Holding(job: $0, units: 1) }, freeing: 1, for: incoming, at: now).first
+    }
+
+    /// Whether a waiting job would get the slot of one of these residents, were it resident itself:
+    /// memory is not looked at, so a paused job enjoys no hysteresis.
+    public func displaces(_ incoming: JobID, anyOf jobs: [JobID], at now: Instant) -> Bool {
+        guard configuration.preemptsRunning, let newcomer = slot(of: incoming) else { return false }
+        return jobs.contains { job in
+            guard let slot = slot(of: job) else { return false }
+            return mayDisplace(
+                resident(slot, at: now), for: newcomer, theta: isRunning(slot) ? configuration.theta : 0, at: now)
+        }
+    }
+
+    private func isWorse(_ a: Resident, _ b: Resident) -> Bool {
+        if configuration.separatesTenants, a.tenant != b.tenant {
+            return counters.key(of: b.tenant) < counters.key(of: a.tenant)
+        }
+        let (runsA, runsB) = (isRunning(a.slot), isRunning(b.slot))
+        return runsA == runsB ? b.rank < a.rank : runsB
+    }
+
+    private func mayDisplace(_ resident: Resident, for incoming: Int32, theta: Int64, at now: Instant) -> Bool {
+        guard resident.slot != incoming, configuration.preemptsRunning else { return false }
+        let newcomer = entries[Int(incoming)]
+        if configuration.separatesTenants, resident.tenant != newcomer.tenant {
+            let ahead = counters[resident.tenant].value.addingClamped(-counters[newcomer.tenant].value)
+            return ahead > theta.multipliedClamped(by: TenantCounters.scale)
+        }
+        guard configuration.inner.preempts else { return false }
+        var (new, old) = (queueRank(newcomer), resident.rank)
+        if configuration.inner == .gittins {
+            let step = LengthTable.step(after: Int(newcomer.produced))
+            new.value = new.value.addingClamped(gittins(pool(of: incoming), step: step))
+        }
+        (new.place, old.place) = (0, 0)
+        return new < old
+    }
+
+    /// Jobs that do not run, by when each is likely to run next, soonest first: those to fetch back
+    /// first stand first, those to write out first stand last. For the feedback queue FastServe's
+    /// estimate, the lesser of the time until it ages and of what the jobs above it can still burn
+    /// (scheduling.md §1.3); otherwise the order in which slots are given.
+    public func wakeOrder(of jobs: [JobID], slots: Int, at now: Instant) -> [JobID] {
+        let residents = jobs.compactMap(slot(of:)).map { resident($0, at: now) }
+        let order = order(residents, limit: residents.count)
+        guard configuration.discipline == .pooled(.skipJoin) else { return order.map { entries[Int($0)].job } }
+        let waits = nextRuns(order, slots: slots, at: now)
+        return order.indices.sorted { waits[$0] == waits[$1] ? $0 < $1 : waits[$0] < waits[$1] }
+            .map { entries[Int(order[$0])].job }
+    }
+
+    /// Nanoseconds until each job, in order of urgency, is likely to run.
+    private func nextRuns(_ order: [Int32], slots: Int, at now: Instant) -> [Int64] {
+        var burned = [Int64](repeating: 0, count: configuration.levelsMax + 1)
+        for level in 0..<configuration.levelsMax {
+            burned[level + 1] = burned[level].addingClamped(configuration.quantum(ofLevel: level).nanoseconds)
+        }
+        var (above, aboveCount) = (Int64(0), Int64(0))
+        return order.map { slot in
+            let entry = entries[Int(slot)]
+            let own = burned[min(Int(entry.level), configuration.levelsMax)]
+            let left = own.multipliedClamped(by: aboveCount).addingClamped(-above)
+            above = above.addingClamped(own)
+            aboveCount += 1
+            let execute = max(left, 0) / Int64(max(slots, 1))
+            guard configuration.promotes else { return execute }
+            let age = configuration.promotionAge - (now - entry.waitingSince)
+            return min(execute, max(age.nanoseconds, 0))
+        }
+    }
+}

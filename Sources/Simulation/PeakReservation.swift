@@ -1,0 +1,71 @@
+import CoordinatorCore
+import ServingTypes
+import Synchronization
+
+/// The memory rule of LightLLM, under which VTC was published (scheduling.md §3.4): a request enters
+/// when the batch, were every job in it to run to its true end, would at its fullest moment still
+/// fit. The true output length is known, since its clients forced it. For one engine.
+public final class PeakReservation: RoomRule {
+    private struct Share {
+        /// Tokens held now, and output tokens still to come.
+        var held: Int
+        var left: Int
+    }
+
+    private struct State {
+        /// Drawn lengths of the jobs that have come.
+        var known: [JobID: Share] = [:]
+        var running: [JobID: Share] = [:]
+    }
+
+    public let tokensMax: Int
+    public let jobsMax: Int
+    private let state = Mutex(State())
+
+    public init(tokensMax: Int, jobsMax: Int = 1000) {
+        self.tokensMax = tokensMax
+        self.jobsMax = jobsMax
+    }
+
+    public func admits(_ job: JobID, on worker: WorkerRef) -> Bool {
+        state.withLock { state in
+            if state.running[job] != nil { return true }
+            guard let share = state.known[job] else { return false }
+            let shares = Array(state.running.values) + [Share(held: share.held + 1, left: share.left - 1)]
+            guard shares.count <= jobsMax, Self.peak(shares) < tokensMax else { return false }
+            state.running[job] = share
+            return true
+        }
+    }
+
+    /// Tokens held at the fullest moment: when the i-th longest of the jobs ends, the longer ones
+    /// have all grown as much as it has.
+    private static func peak(_ shares: [Share]) -> Int {
+        var (held, peak) = (0, 0)
+        for (index, share) in shares.sorted(by: { ($0.left, $0.held) > ($1.left, $1.held) }).enumerated() {
+            held += share.held
+            peak = max(peak, held + share.left * (index + 1))
+        }
+        return peak
+    }
+
+    // MARK: What happens to jobs
+
+    func arrived(_ job: JobID, input: Int, output: Int) {
+        state.withLock { $0.known[job] = Share(held: input, left: output) }
+    }
+
+    func gave(_ job: JobID, tokens: Int) {
+        state.withLock { state in
+            state.running[job]?.held += tokens
+            state.running[job]?.left -= tokens
+        }
+    }
+
+    func left(_ job: JobID) {
+        state.withLock { state in
+            state.running[job] = nil
+            state.known[job] = nil
+        }
+    }
+}

@@ -1,0 +1,89 @@
+import BoundedJSON
+import Foundation
+import Scheduling
+import ServingTypes
+import Simulation
+
+// MARK: - Published results, and those beyond them
+
+extension SimulateCommand {
+    /// The trace behind VTC's Table 2.
+    private func realTrace() throws -> [TraceEntry] {
+        guard let traces else {
+            throw ServingError(.invalidValue, "--traces: name the folder that holds vtc_real_trace.jsonl", field: "traces")
+        }
+        return try TraceFile.read(traces + "/vtc_real_trace.jsonl")
+    }
+
+    func runReproduction(_ which: String) throws {
+        let trace = try realTrace()
+        if which != "fastserve" { try reproduceVTC(trace) }
+        if which != "vtc" { try reproduceFastServe(trace) }
+    }
+
+    private func reproduceVTC(_ trace: [TraceEntry]) throws {
+        var table = ComparisonTable(
+            title: "VTC, reproduced",
+            method: [
+                "tandem simulate --reproduce vtc --seed \(seed)",
+                "Production CoordinatorCore, DecodeCore and Scheduling on virtual time: one mixed worker, profile a10g-llama7b, LightLLM's memory rule (10,000 tokens).",
+                "Reference: VTC-artifact's raw data (scheduling.md 3.6). Diff: VTC's own metric, 19 windows of 60 s.",
+            ])
+        table.rows = VTCReproduction.table(trace: trace, seed: seed) { Terminal.complain($0) }
+        table.rows += VTCReproduction.suites(seed: seed) { Terminal.complain($0) }
+        try publish(table, as: "vtc")
+    }
+
+    private func reproduceFastServe(_ trace: [TraceEntry]) throws {
+        var table = ComparisonTable(
+            title: "FastServe, reproduced",
+            method: [
+                "tandem simulate --reproduce fastserve --seed \(seed)",
+                "Production cores on virtual time: one mixed worker, profile a100-opt13b, batch 16, 2048 tokens per iteration, 10,400 tokens of memory.",
+                "400 Poisson jobs per point, two seeds; lengths of VTC's trace (136 in, 256 out), since ShareGPT's are not in FastServe's artifact.",
+                "s/token: mean of completion time over output length, FastServe's headline. Points above the knee are transients of a burst.",
+            ])
+        table.rows = FastServeReproduction(trace: trace, seeds: [seed, seed + 1]) { Terminal.complain($0) }.rows()
+        try publish(table, as: "fastserve")
+    }
+
+    func runSurpass() throws {
+        var table = ComparisonTable(
+            title: "Beyond the published results",
+            method: [
+                "tandem simulate --surpass --seed \(seed)",
+                "Goals S3 to S6 of scheduling.md 5.3; production cores on virtual time; theta 2000.",
+                "S3: A10G profile, VTC's trace. S4, S5: A100 OPT-13B profile, batch 16. S6: one prefill and one decode worker.",
+            ])
+        let goals = SurpassGoals(trace: try realTrace(), seed: seed) { Terminal.complain($0) }
+        table.rows = goals.rows(only: goal)
+        try publish(table, as: "surpass")
+    }
+
+    /// To the terminal, and into the folder as Markdown and JSON.
+    func publish(_ table: ComparisonTable, as name: String) throws {
+        Terminal.say(Terminal.table(ComparisonTable.header, table.cells))
+        Terminal.say("\(table.held) of \(table.judged) judged rows hold")
+        guard let out else { return }
+        try FileManager.default.createDirectory(atPath: out, withIntermediateDirectories: true)
+        try table.markdown.write(toFile: "\(out)/\(name).md", atomically: true, encoding: .utf8)
+        try write(Self.json(table), to: "\(out)/\(name).json")
+    }
+
+    private static func json(_ table: ComparisonTable) -> JSONValue {
+        func number(_ value: Double?) -> JSONValue { value.map { .number($0) } ?? .null }
+        let rows = table.rows.map { row in
+            JSONValue.object(
+                JSONObject([
+                    ("experiment", .string(row.experiment)), ("measure", .string(row.measure)),
+                    ("reference", number(row.reference)), ("ours", number(row.ours)), ("bound", .string(row.bound)),
+                    ("holds", row.holds.map { .bool($0) } ?? .null), ("note", .string(row.note)),
+                ]))
+        }
+        return .object(
+            JSONObject([
+                ("title", .string(table.title)), ("method", .array(table.method.map { .string($0) })),
+                ("rows", .array(rows)),
+            ]))
+    }
+}

@@ -1,0 +1,108 @@
+import ArgumentParser
+import BoundedJSON
+import Foundation
+import Scheduling
+import ServingTypes
+import Simulation
+
+// MARK: - Safety
+
+extension SimulateCommand {
+    func runSafety() throws {
+        var tally = SafetyTally()
+        let started = ContinuousClock.now
+        for number in seed..<(seed.addingReportingOverflow(seeds).overflow ? .max : seed + seeds) {
+            let result = SafetyRun.run(seed: number, trace: trace ? { Terminal.say($0) } : nil)
+            tally.add(result)
+            if let failure = result.failure {
+                Terminal.say("seed \(number): \(failure)")
+                Terminal.say("  replay: tandem simulate --safety --seed \(number) --trace")
+            }
+            if seeds >= 1000, tally.seeds.isMultiple(of: 1000) {
+                Terminal.complain("\(tally.seeds) of \(seeds) seeds, \(tally.failed.count) failed")
+            }
+        }
+        let elapsed = max((ContinuousClock.now - started).seconds, 1e-9)
+        Terminal.say(tally.text)
+        Terminal.say(
+            String(
+                format: "%d seeds, %d failed, %d events, %.1f s of virtual time per seed", tally.seeds,
+                tally.failed.count, tally.events, tally.virtualSeconds / Double(max(tally.seeds, 1))))
+        Terminal.complain(
+            String(
+                format: "%.1f s: %.0f seeds/s, %.2f million events/s", elapsed, Double(tally.seeds) / elapsed,
+                Double(tally.events) / elapsed / 1e6))
+        if let json { try write(tally.json, to: json) }
+        if !tally.failed.isEmpty { throw ExitCode(1) }
+    }
+
+    func runSweep() throws {
+        var tally = SafetyTally()
+        let started = ContinuousClock.now
+        let strikes = SafetyRun.Strike.allCases.filter { strike == nil || $0.rawValue == strike }
+        let events = SafetyRun.eventsOfSweep()
+        for strike in strikes {
+            for index in event.map({ $0...$0 }) ?? 1...events {
+                let result = SafetyRun.strike(strike, at: index, trace: trace ? { Terminal.say($0) } : nil)
+                tally.add(result)
+                guard let failure = result.failure else { continue }
+                Terminal.say("\(strike.rawValue) at event \(index): \(failure)")
+                Terminal.say(
+                    "  replay: tandem simulate --safety --sweep --strike \(strike.rawValue) --event \(index) --trace")
+            }
+        }
+        let elapsed = (ContinuousClock.now - started).seconds
+        Terminal.say(tally.text)
+        Terminal.say(
+            "\(strikes.count) kinds of fault at each of \(events) events: \(tally.seeds) runs, \(tally.failed.count) failed"
+        )
+        Terminal.complain(String(format: "%.1f s", elapsed))
+        if !tally.failed.isEmpty { throw ExitCode(1) }
+    }
+
+    func write(_ value: JSONValue, to path: String) throws {
+        let text = JSON.text(value, pretty: true)
+        if path == "-" { return Terminal.say(text) }
+        try (text + "\n").write(toFile: path, atomically: true, encoding: .utf8)
+    }
+}
+
+/// What many seeds came to.
+struct SafetyTally {
+    var seeds = 0
+    var failed: [UInt64] = []
+    var events: UInt64 = 0
+    var virtualSeconds = 0.0
+    var jobs = 0
+    var digest: UInt64 = 0
+    var witnessed: [String: Int] = [:]
+
+    mutating func add(_ result: SafetyResult) {
+        seeds += 1
+        if result.failure != nil { failed.append(result.seed) }
+        events += result.events
+        virtualSeconds += result.virtualSeconds
+        jobs += result.jobs
+        digest = digest &* 31 &+ result.digest
+        witnessed.merge(result.witnessed, uniquingKeysWith: +)
+    }
+
+    var text: String {
+        Terminal.table(["HAPPENED", "TIMES"], witnessed.sorted { $0.key < $1.key }.map { [$0.key, "\($0.value)"] })
+    }
+
+    var json: JSONValue {
+        .object(
+            JSONObject([
+                ("seeds", .integer(Int64(seeds))), ("failed", .array(failed.map { .string("\($0)") })),
+                ("events", .integer(Int64(clamping: events))), ("jobs", .integer(Int64(jobs))),
+                ("virtual_seconds", .number(virtualSeconds)), ("digest", .string(String(digest, radix: 16))),
+                (
+                    "happened",
+                    .object(
+                        JSONObject(
+                            witnessed.sorted { $0.key < $1.key }.map { ($0.key, .integer(Int64($0.value))) }))
+                ),
+            ]))
+    }
+}
