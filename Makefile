@@ -2,7 +2,7 @@
 SWIFT ?= swift
 MODEL ?= cluster/models/tandem-stories-5m
 
-.PHONY: bench bench-engine bench-serving run test setup build release proto format lint fuzz clean help
+.PHONY: bench bench-policies bench-engine bench-serving run test setup build release proto format lint fuzz asan-kernels clean help
 
 help:
 	@echo "make run      build, start a local cluster on the bundled model, run jobs through it, stop"
@@ -11,9 +11,10 @@ help:
 	@echo "make bench    measure page links, the engine and a local cluster on this machine"
 	@echo "make bench-engine    the engine against llama.cpp, row by row (TANDEM_PEER names its programs' folder)"
 	@echo "make bench-serving   a local cluster against llama.cpp's server;  ARGS=--quick for a short one of either"
+	@echo "make bench-policies  every live policy on real workers: latencies, shares, isolation, preemption"
 	@echo "make proto    regenerate Sources/CWire from proto/tandem.proto"
 	@echo "make format   format the sources;  make lint  check the format"
-	@echo "make fuzz     run the libFuzzer targets for a minute"
+	@echo "make fuzz     run the libFuzzer targets for a minute;  make asan-kernels  kernels under sanitizers"
 
 setup:
 	@./ops/setup.sh
@@ -40,6 +41,9 @@ format:
 lint:
 	@$(SWIFT) format lint --strict -r Sources Tests Package.swift
 
+asan-kernels: setup
+	@./ops/asan-kernels.sh
+
 fuzz: setup
 	@cd Fuzz && ./run.sh 60
 
@@ -59,3 +63,6 @@ bench-engine: setup
 
 bench-serving: release
 	@./ops/bench-serving.py $(ARGS)
+
+bench-policies: release
+	@./ops/measure-policies.sh $(MODEL)

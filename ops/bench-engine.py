@@ -37,6 +37,7 @@ class Row:
         kind, *numbers = work.split(":")
         self.kind, self.numbers = kind, [int(n) for n in numbers]
         self.ours, self.peer = [], []  # tokens/s, MiB or seconds, one per round
+        self.limits = []  # of the machine, measured just before, one per round
 
     @property
     def name(self):
@@ -126,6 +127,7 @@ class Ours:
         if not rows:
             return
         facts, *measured = self.engine(model, [row.work for row in rows]).lines()
+        facts["model"] = model.name  # no path of this machine in the results
         self.facts[model.name] = facts
         for line in measured:
             for row in rows:
@@ -212,10 +214,11 @@ def ratios(row):
 
 
 class Roofline:
-    """The most tokens/s that the machine's limits of this run allow."""
+    """The most tokens/s that the machine's limits allow: each the best of a few measurements taken just before,
+    since the limits of a shared machine move."""
 
     def __init__(self, limits):
-        self.limits = {name: statistics.median(values) for name, values in limits.items() if values}
+        self.limits = {name: max(values) for name, values in limits.items() if values}
 
     def peak(self, form):
         return self.limits.get("bf16_Gops" if form == "bf16" else "int8_Gops", 0) * 1e9
@@ -237,6 +240,17 @@ class Roofline:
         return jobs / max(by_bytes, by_work), "reads" if by_bytes >= by_work else "arithmetic"
 
 
+def fractions(row, values, facts):
+    """Of the roofline, round by round."""
+    bounds = [Roofline(limits).bound(row, facts) for limits in row.limits]
+    return [value / bound[0] for value, bound in zip(values, bounds) if bound]
+
+
+def bound_by(row, facts):
+    bounds = [Roofline(limits).bound(row, facts) for limits in row.limits]
+    return statistics.mode([bound[1] for bound in bounds if bound])
+
+
 def verdict(row, values, fraction):
     if not values:
         return "-"
@@ -247,22 +261,21 @@ def verdict(row, values, fraction):
     return "missed"
 
 
-def table(rows, limits, ours):
-    roofline = Roofline(limits)
+def table(rows, ours):
     head = ["shape", "format", "work", "unit", "Tandem", "llama.cpp", "ratio", "goal", "", "roofline", "peer's"]
     lines = []
     for row in rows:
         facts = ours.facts.get(f"{row.shape}-{row.format}.gguf")
-        bound = roofline.bound(row, facts)
-        fraction = statistics.median(row.ours) / bound[0] if bound and row.ours else None
-        peers = statistics.median(row.peer) / bound[0] if bound and row.peer else None
+        shares, peers = fractions(row, row.ours, facts), fractions(row, row.peer, facts)
+        fraction = statistics.median(shares) if shares else None
         unit = {"memory": "MiB", "load": "s"}.get(row.kind, "tok/s")
         digits = 2 if row.kind == "load" else 1
         values = ratios(row)
         lines.append([
             row.shape, row.format, row.work, unit, spread(row.ours, digits), spread(row.peer, digits),
             spread(values, 2), f"{row.goal}x", verdict(row, values, fraction),
-            f"{fraction:.0%} of {bound[1]}" if fraction else "-", f"{peers:.0%}" if peers else "-"])
+            f"{fraction:.0%} ({min(shares):.0%}-{max(shares):.0%}) of {bound_by(row, facts)}" if shares else "-",
+            f"{statistics.median(peers):.0%}" if peers else "-"])
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
                      for line in [head, *lines])
@@ -347,6 +360,9 @@ class Bench:
             for shape, form, model in models:
                 rows = [row for row in self.rows if (row.shape, row.format) == (shape, form)]
                 if rows:
+                    limits = self.measure_limits()
+                    for row in rows:
+                        row.limits.append(limits)
                     self.measure(model, rows, peer_first=number % 2 == 1)
             self.rounds += 1
             print(f"round {self.rounds} of {self.options.repeats}: {time.monotonic() - start:.0f} s", file=sys.stderr)
@@ -355,8 +371,10 @@ class Bench:
 
     def measure_limits(self):
         command = [MEASURE, "limits", "--threads", self.options.threads, "--rounds", 3, "--json"]
-        for name, values in Program(command).lines()[0].items():
+        limits = Program(command).lines()[0]
+        for name, values in limits.items():
             self.limits.setdefault(name, []).extend(values)
+        return limits
 
     def measure(self, model, rows, peer_first):
         sides = [side for side in (self.ours, self.peer) if side]
@@ -383,10 +401,11 @@ class Bench:
             f"kernels: {' '.join(variants)}",
             f"limits of this run: {limits}",
             "roofline: products with weights against the dot-product peak (bf16's for bf16, bytes' for the others), "
-            "or bytes of the file and of keys and values against streaming reads",
+            "or bytes of the file and of keys and values against streaming reads; the limits are the best of three "
+            "taken just before each model's rows; median of rounds (min-max)",
             "memory: resident, of a process that prefills 512 tokens; load: from the start of the process with a "
             "warm page cache, tokenizer included, to the end of the first token's step",
-            "", table(self.rows, self.limits, self.ours)])
+            "", table(self.rows, self.ours)])
 
     def save(self):
         RESULTS.mkdir(exist_ok=True)
@@ -397,7 +416,7 @@ class Bench:
             "kv_type": self.options.kv_type, "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "peer": self.peer and self.peer.build, "limits": self.limits, "models": self.ours.facts,
             "rows": [{"shape": row.shape, "format": row.format, "work": row.work, "goal": row.goal, "ours": row.ours,
-                      "peer": row.peer, "ratios": ratios(row)} for row in self.rows],
+                      "peer": row.peer, "ratios": ratios(row), "limits": row.limits} for row in self.rows],
         }
         (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 

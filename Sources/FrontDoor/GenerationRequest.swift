@@ -175,6 +175,7 @@ struct GenerationRequestParser {
         _ fields: inout FieldReader, _ sampling: inout SamplingParameters
     ) throws(ServingError) {
         let defaults = model.defaults
+        // Beyond OpenAI's limit of 2, as vLLM: who sends more means it.
         sampling.temperature =
             try fields.number("temperature", in: 0...Double(SamplingLimits.temperatureMax)) ?? defaults.temperature
         sampling.topP = try fields.number("top_p", in: 0...1) ?? defaults.topP

@@ -20,7 +20,9 @@ public final class CoordinatorHost {
     private let journal: JobJournal?
     private var accounts: CoordinatorAccounts
     /// How long the core took over each event, in seconds.
-    private var decisions = Histogram(edges: [1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1])
+    private var decisions = Histogram(edges: [
+        1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1,
+    ])
     private var core: Coordinator
     private var generator = SystemRandomNumberGenerator()
 
@@ -31,6 +33,8 @@ public final class CoordinatorHost {
     private var followers: [JobID: JobFollowers] = [:]
     private var requests: [JobID: JobRequestRecord] = [:]
     private var keys = IdempotencyKeys()
+    /// Live jobs that have a record in the journal.
+    private var journaled: Set<JobID> = []
     /// Answers given before this process began, for keys that come again.
     private var pastAnswers = BoundedMemory<JobID, PastAnswer>(capacity: Limits.pastAnswersMax)
 
@@ -115,7 +119,7 @@ public final class CoordinatorHost {
         requests[job] = nil
         keys.forget(job)
         accounts.refused(job)
-        journal?.withdraw(job)
+        if journaled.remove(job) != nil { journal?.withdraw(job) }
         for sink in sinks { sink.failed(error) }
     }
 
@@ -211,6 +215,7 @@ extension CoordinatorHost {
                 return
             }
             accounts.expect(submission, at: clock.wallClockSeconds)
+            journaled.insert(record.job)
             handle(.recovered(submission, attempt: attempt))
         }
         requests[record.job] = request
@@ -224,9 +229,7 @@ extension CoordinatorHost {
     }
 
     private func answerWrite(_ outcome: JobOutcome) -> LedgerStore.Write? {
-        guard let journal, let request = requests[outcome.job], request.detached || keys.holds(outcome.job) else {
-            return nil
-        }
+        guard let journal, journaled.remove(outcome.job) != nil else { return nil }
         let tokens = core.tokens(of: outcome.job, from: 0) ?? []
         do throws(ServingError) {
             let answer = try JournalCodec.answer(outcome, tokens: tokens)
@@ -337,6 +340,7 @@ extension CoordinatorHost: JobService {
         do throws(ServingError) {
             let record = try JournalCodec.record(submission, request, attempt: .first)
             let host = NIOLoopBound(self, eventLoop: loop)
+            journaled.insert(submission.job)
             journal.admit(record) { [loop] error in
                 loop.execute {
                     if let error {
@@ -352,8 +356,9 @@ extension CoordinatorHost: JobService {
     }
 
     private func admitLazily(_ submission: JobSubmission, _ request: JobRequestRecord) {
-        guard let record = try? JournalCodec.record(submission, request, attempt: .first) else { return }
-        journal?.admit(record, done: nil)
+        guard let journal, let record = try? JournalCodec.record(submission, request, attempt: .first) else { return }
+        journaled.insert(submission.job)
+        journal.admit(record, done: nil)
     }
 
     public func attach(_ job: JobID, fromOffset offset: Int, sink: any JobSink) {

@@ -14,7 +14,8 @@ import ServingTypes
 
 /// Flags of `tandem-coordinator`.
 public struct CoordinatorFlags: ParsableArguments, Sendable {
-    @Option(help: "Hugging Face model folder or GGUF file: tokenizer, chat template and limits are read, weights are not.")
+    @Option(
+        help: "Hugging Face model folder or GGUF file: tokenizer, chat template and limits are read, weights are not.")
     public var model: String
 
     @Option(help: "Name that clients use for the model (default: the folder's name).")

@@ -68,7 +68,8 @@ extension CPUEngine {
         _ part: AttentionPlan.Part, sharesMax: Int, _ counters: inout Int, _ partials: inout Int
     ) {
         let whole =
-            tk_first_segment(part.firstPosition, spec.slidingWindow ?? 0)..<tk_end_segment(
+            tk_first_segment(
+                part.firstPosition, spec.slidingWindow ?? 0)..<tk_end_segment(
                 part.firstPosition, part.tokens)
         let count = min(sharesMax, whole.count)
         guard count > 1 else {
@@ -131,7 +132,9 @@ extension CPUEngine {
     /// Keys or values into their pages. `offset` is that of head 0.
     private func store(_ heads: UnsafeMutablePointer<Float>, _ columns: Range<Int>, stride: Int, offset: Int) {
         let layout = store.layout
-        let (dim, code, storeRow) = (spec.headDim, layout.elementType.code, kernels.table.pointee.attention.pointee.store_row)
+        let (dim, code, storeRow) = (
+            spec.headDim, layout.elementType.code, kernels.table.pointee.attention.pointee.store_row
+        )
         let firstHead = columns.lowerBound / dim
         let scales = layout.blockTokens * layout.rowBytes
         for row in 0..<frame.rows {

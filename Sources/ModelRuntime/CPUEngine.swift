@@ -78,7 +78,8 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
         self.kernels = kernels
         guard options.quantise?.canQuantise ?? true else {
             throw ServingError(
-                .unsupported, "quantize: \(options.quantise?.rawValue ?? "") is only read, not written; q8_0 and q4_0 are",
+                .unsupported,
+                "quantize: \(options.quantise?.rawValue ?? "") is only read, not written; q8_0 and q4_0 are",
                 field: "quantize", blast: .process)
         }
         pool = ComputePool(workers: options.threads, cores: options.pinnedCores)

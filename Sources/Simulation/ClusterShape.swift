@@ -37,7 +37,8 @@ public struct ClusterShape: Sendable {
             Array(
                 repeating: SimulatedWorker(
                     role: role, blockCount: blocks, batchJobsMax: batchJobsMax ?? profile.batchJobsMax,
-                    stepTokensMax: steps, prefillChunkTokens: min(profile.chunkTokensMax ?? steps, steps), jobsMax: 1024), count: count)
+                    stepTokensMax: steps, prefillChunkTokens: min(profile.chunkTokensMax ?? steps, steps), jobsMax: 1024
+                ), count: count)
         }
         var result = SimulationConfiguration(
             seed: seed, workers: workers(.prefill, prefill) + workers(.decode, decode) + workers(.mixed, mixed),

@@ -110,7 +110,8 @@ public final class ClusterSimulation {
         case .crash(let worker, let restart):
             guard let node = nodeOfName[WorkerID(worker)] else { return }
             queue.add(
-                .fault(.kill(node: node, restartAfter: TimeSpan(seconds: restart))), at: TimeSpan(seconds: seconds).nanoseconds)
+                .fault(.kill(node: node, restartAfter: TimeSpan(seconds: restart))),
+                at: TimeSpan(seconds: seconds).nanoseconds)
         }
     }
 

@@ -35,7 +35,9 @@ struct EventQueue<Event> {
     }
 
     mutating func removeFirst() -> (time: Int64, event: Event)? {
-        guard let first = heap.first, let last = heap.popLast(), let event = events[first.place].take() else { return nil }
+        guard let first = heap.first, let last = heap.popLast(), let event = events[first.place].take() else {
+            return nil
+        }
         freePlaces.append(first.place)
         if !heap.isEmpty {
             heap[0] = last

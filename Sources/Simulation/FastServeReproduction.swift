@@ -80,7 +80,8 @@ public struct FastServeReproduction {
 
     /// The rate at which a curve first rises over the line, between its points linearly; nil where it never does.
     static func crossing(_ curve: [Point], line: Double = line) -> Double? {
-        for (before, after) in zip(curve, curve.dropFirst()) where before.normalized < line && after.normalized >= line {
+        for (before, after) in zip(curve, curve.dropFirst()) where before.normalized < line && after.normalized >= line
+        {
             let share = (line - before.normalized) / (after.normalized - before.normalized)
             return before.rate + share * (after.rate - before.rate)
         }
@@ -113,7 +114,8 @@ extension FastServeReproduction {
 
     private func shapeRows(_ fcfs: [Point], _ mlfq: [Point]) -> [ComparisonRow] {
         let knee = Self.crossing(fcfs)
-        let ratio = Self.crossing(mlfq).flatMap { above in knee.map { above / $0 } }
+        let ratio =
+            Self.crossing(mlfq).flatMap { above in knee.map { above / $0 } }
             ?? knee.map { (mlfq.last?.rate ?? 0) / $0 }
         func at(_ curve: [Point], _ rate: Double) -> Double? { curve.first { $0.rate == rate }?.normalized }
         return [

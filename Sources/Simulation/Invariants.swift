@@ -73,7 +73,8 @@ extension ClusterSimulation {
             if emitted.contains(word.job) { fail("tokens of a stale attempt of job \(word.job.low) were given out") }
             if word.phase == .queued { continue }
             let (attempt, phase) = (coordinator.attempt(of: word.job), coordinator.view(word.job)?.phase)
-            let isChanged = attempt != word.attempt || (phase != word.phase && phase != .paused && word.phase != .paused)
+            let isChanged =
+                attempt != word.attempt || (phase != word.phase && phase != .paused && word.phase != .paused)
             if isChanged { fail("a message of a stale attempt of job \(word.job.low) changed it to \(phase as Any)") }
         }
     }

@@ -66,7 +66,10 @@ public struct SVGPlot: Sendable {
 
     public var text: String {
         let shown = series.map(visible)
-        let (x, y) = (Axis(shown.flatMap { $0.points.map(\.x) }, isLogarithmic), Axis(shown.flatMap { $0.points.map(\.y) } + [0], false))
+        let (x, y) = (
+            Axis(shown.flatMap { $0.points.map(\.x) }, isLogarithmic),
+            Axis(shown.flatMap { $0.points.map(\.y) } + [0], false)
+        )
         var lines = [
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"\(Int(Size.width))\" height=\"\(Int(Size.height))\" "
                 + "viewBox=\"0 0 \(Int(Size.width)) \(Int(Size.height))\" font-family=\"sans-serif\" font-size=\"12\">",
@@ -77,7 +80,9 @@ public struct SVGPlot: Sendable {
                 + "transform=\"rotate(-90 18 \(number(Size.height / 2)))\">\(escaped(yLabel))</text>",
         ]
         lines += grid(x, y)
-        for (index, one) in shown.enumerated() { lines.append(line(one, Self.colours[index % Self.colours.count], x, y)) }
+        for (index, one) in shown.enumerated() {
+            lines.append(line(one, Self.colours[index % Self.colours.count], x, y))
+        }
         if shown.count > 1 { lines += legend(shown) }
         lines.append("</svg>")
         return lines.joined(separator: "\n") + "\n"
@@ -148,7 +153,9 @@ public struct SVGPlot: Sendable {
 
     private func axisText(_ value: Double) -> String {
         if value == 0 { return "0" }
-        let text = abs(value) >= 100 ? Decimals.fixed(value, 0) : abs(value) >= 1 ? Decimals.fixed(value, 2) : Decimals.fixed(value, 4)
+        let text =
+            abs(value) >= 100
+            ? Decimals.fixed(value, 0) : abs(value) >= 1 ? Decimals.fixed(value, 2) : Decimals.fixed(value, 4)
         guard text.contains(".") else { return text }
         var trimmed = text[...]
         while trimmed.hasSuffix("0") { trimmed = trimmed.dropLast() }

@@ -139,7 +139,8 @@ public struct SurpassGoals {
         return ["fair-gittins", "gittins", "mlfq"].filter { PolicyConfiguration(named: $0) != nil }.flatMap {
             name -> [ComparisonRow] in
             let report = measure(
-                "S5 \(name)", FastServeReproduction.swapping(policy(name), batch: 16), sustained).report
+                "S5 \(name)", FastServeReproduction.swapping(policy(name), batch: 16), sustained
+            ).report
             let goal = "S5 0.95 of capacity (\(Decimals.short(capacity)) jobs/s), \(name)"
             let tail = report.completion.p99 / fcfs.completion.p99
             return [

@@ -19,16 +19,36 @@ public enum VTCReproduction {
 
     /// Table 2, and two rows more of its raw data.
     static let table2 = [
-        Row(name: "FCFS", policy: "fcfs", max: 759.97, mean: 433.53, variance: 32112, tokensPerSecond: 777, accepted: 1500, firstToken: 46.8),
-        Row(name: "LCF", policy: "lcf", max: 750.49, mean: 323.82, variance: 29088.9, tokensPerSecond: 778, accepted: 1500, firstToken: 41.2),
-        Row(name: "VTC", policy: "vtc", max: 368.4, mean: 251.66, variance: 6549.16, tokensPerSecond: 779, accepted: 1500, firstToken: 39.7),
-        Row(name: "VTC predict", policy: "vtc-predict", max: 365.47, mean: 240.33, variance: 5321.62, tokensPerSecond: 773, accepted: 1500, firstToken: 39.7),
-        Row(name: "VTC oracle", policy: "vtc-oracle", max: 329.46, mean: 227.51, variance: 4475.76, tokensPerSecond: 781, accepted: 1500, firstToken: 40),
-        Row(name: "RPM(5)", policy: "rpm:5", max: 143.86, mean: 83.58, variance: 1020.46, tokensPerSecond: 340, accepted: 581, firstToken: 0.21),
-        Row(name: "RPM(10)", policy: "rpm:10", max: 217.65, mean: 128.24, variance: 2767.44, tokensPerSecond: 532, accepted: 900, firstToken: 0.47, isInPaper: false),
-        Row(name: "RPM(15)", policy: "rpm:15", max: 343.07, mean: 161.06, variance: 5188.79, tokensPerSecond: 626, accepted: 1053, firstToken: 1.7, isInPaper: false),
-        Row(name: "RPM(20)", policy: "rpm:20", max: 446.76, mean: 195.71, variance: 7449.79, tokensPerSecond: 694, accepted: 1158, firstToken: 3.7),
-        Row(name: "RPM(30)", policy: "rpm:30", max: 693.66, mean: 309.45, variance: 24221.31, tokensPerSecond: 747, accepted: 1324, firstToken: 19.9),
+        Row(
+            name: "FCFS", policy: "fcfs", max: 759.97, mean: 433.53, variance: 32112, tokensPerSecond: 777,
+            accepted: 1500, firstToken: 46.8),
+        Row(
+            name: "LCF", policy: "lcf", max: 750.49, mean: 323.82, variance: 29088.9, tokensPerSecond: 778,
+            accepted: 1500, firstToken: 41.2),
+        Row(
+            name: "VTC", policy: "vtc", max: 368.4, mean: 251.66, variance: 6549.16, tokensPerSecond: 779,
+            accepted: 1500, firstToken: 39.7),
+        Row(
+            name: "VTC predict", policy: "vtc-predict", max: 365.47, mean: 240.33, variance: 5321.62,
+            tokensPerSecond: 773, accepted: 1500, firstToken: 39.7),
+        Row(
+            name: "VTC oracle", policy: "vtc-oracle", max: 329.46, mean: 227.51, variance: 4475.76,
+            tokensPerSecond: 781, accepted: 1500, firstToken: 40),
+        Row(
+            name: "RPM(5)", policy: "rpm:5", max: 143.86, mean: 83.58, variance: 1020.46, tokensPerSecond: 340,
+            accepted: 581, firstToken: 0.21),
+        Row(
+            name: "RPM(10)", policy: "rpm:10", max: 217.65, mean: 128.24, variance: 2767.44, tokensPerSecond: 532,
+            accepted: 900, firstToken: 0.47, isInPaper: false),
+        Row(
+            name: "RPM(15)", policy: "rpm:15", max: 343.07, mean: 161.06, variance: 5188.79, tokensPerSecond: 626,
+            accepted: 1053, firstToken: 1.7, isInPaper: false),
+        Row(
+            name: "RPM(20)", policy: "rpm:20", max: 446.76, mean: 195.71, variance: 7449.79, tokensPerSecond: 694,
+            accepted: 1158, firstToken: 3.7),
+        Row(
+            name: "RPM(30)", policy: "rpm:30", max: 693.66, mean: 309.45, variance: 24221.31, tokensPerSecond: 747,
+            accepted: 1324, firstToken: 19.9),
     ]
 
     /// A policy by name; `rpm:5` allows 5 requests per minute and tenant.
@@ -80,7 +100,9 @@ public enum VTCReproduction {
             progress("real trace, \(row.name)")
             let experiment = "real trace, \(row.name)"
             guard let policy = policy(row.policy) else {
-                return [ComparisonRow(experiment, "policy \(row.policy)", reference: nil, ours: nil, note: "unknown here")]
+                return [
+                    ComparisonRow(experiment, "policy \(row.policy)", reference: nil, ours: nil, note: "unknown here")
+                ]
             }
             let report = run(policy: policy, trace: trace, seed: seed)
             return rows(row, experiment, report)
@@ -93,7 +115,8 @@ public enum VTCReproduction {
         let meanBound = row.policy == "rpm:5" ? 0.25 : 0.15
         let note = report.failure ?? (row.isInPaper ? "" : "of the raw data, not in the paper")
         return [
-            ComparisonRow(experiment, "Avg Diff", reference: row.mean, ours: diff.mean, .relative(meanBound), note: note),
+            ComparisonRow(
+                experiment, "Avg Diff", reference: row.mean, ours: diff.mean, .relative(meanBound), note: note),
             ComparisonRow(
                 experiment, "tokens/s", reference: row.tokensPerSecond, ours: tokensPerSecond(report.records),
                 .relative(0.05)),

@@ -40,7 +40,8 @@ public enum WorkloadPlots {
                     SVGPlot.Point(center, rate.first { $0.key.name == name }?.value.service ?? 0)
                 })
         }
-        return SVGPlot(title: "Service per tenant", xLabel: "seconds", yLabel: "service units per second", series: series)
+        return SVGPlot(
+            title: "Service per tenant", xLabel: "seconds", yLabel: "service units per second", series: series)
     }
 
     /// Goodput, and offered load, against the arrival rate.

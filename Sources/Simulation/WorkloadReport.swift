@@ -75,4 +75,3 @@ public struct WorkloadReport: Sendable {
 
     public init() {}
 }
-

@@ -3,7 +3,6 @@ import Foundation
 import ModelFiles
 import ModelRuntime
 import ServingTypes
-import Tokenization
 
 /// Perplexity of models on one text, and how far each one's distributions are from the reference's.
 struct PerplexityCommand: ParsableCommand {
@@ -51,13 +50,15 @@ struct PerplexityCommand: ParsableCommand {
         }
         let pieces = heldOut > 0 ? HeldOutText.endings(of: written, share: heldOut) : [written]
         let tokens = pieces.flatMap { model.tokenizer.encode($0, addSpecialTokens: false) }
-        let length = min(window ?? 512, model.spec.contextTokensMax - 1)
+        let length = min(window ?? 512, model.spec.contextTokensMax)
         let starts = TextWindows.starts(tokens: tokens.count, window: length, most: windows)
         guard !starts.isEmpty else {
             throw ValidationError("--text: \(tokens.count) tokens fill no window of \(length)")
         }
         var judges = try ([reference] + variant).map {
-            try VariantJudge($0, spec: model.spec, window: length, threads: threads)
+            try VariantJudge(
+                name: $0.name, path: $0.path, kvType: $0.kvType, options: $0.options(threads: threads),
+                vocabularySize: model.spec.vocabularySize, window: length)
         }
         for start in starts {
             let window = Array(tokens[start...start + length])
@@ -85,7 +86,7 @@ struct PerplexityCommand: ParsableCommand {
             func cell(_ text: String, _ width: Int) -> String {
                 text.count < width ? text.padding(toLength: width, withPad: " ", startingAt: 0) : text
             }
-            let names = cell(judge.name, 22) + cell(judge.engine.variantName, 30) + cell(judge.kvType.rawValue, 6)
+            let names = cell(judge.name, 22) + cell(judge.variantName, 30) + cell(judge.kvType.rawValue, 6)
             print(names + figures)
         }
     }
@@ -93,7 +94,7 @@ struct PerplexityCommand: ParsableCommand {
     private func printJSON(_ judges: [VariantJudge], _ counts: (all: Int, windows: Int, length: Int)) {
         let rows = judges.map { judge in
             """
-            {"variant": "\(judge.name)", "kernels": "\(judge.engine.variantName)", "kv": "\(judge.kvType.rawValue)", \
+            {"variant": "\(judge.name)", "kernels": "\(judge.variantName)", "kv": "\(judge.kvType.rawValue)", \
             "perplexity": \(judge.perplexity), "mean_kl": \(judge.meanKL), "max_kl": \(judge.largestKL), \
             "same_top": \(judge.sameTop)}
             """
@@ -111,6 +112,14 @@ struct ModelVariant: ExpressibleByArgument {
     var kvType = KVElementType.f32
     var quantize: QuantizeChoice?
     var kernels: KernelVariant?
+
+    func options(threads: Int) -> EngineOptions {
+        var options = EngineOptions()
+        options.threads = threads
+        options.kernels = kernels
+        options.quantise = quantize?.format
+        return options
+    }
 
     init?(argument: String) {
         var parts = argument.split(separator: ",").map(String.init)[...]
@@ -132,115 +141,5 @@ struct ModelVariant: ExpressibleByArgument {
             default: return nil
             }
         }
-    }
-}
-
-/// The held-out ending of each text, as cluster/models/training/train.py cuts it.
-enum HeldOutText {
-    private static let separator = "<|endoftext|>"
-
-    static func endings(of text: String, share: Int) -> [String] {
-        text.components(separatedBy: separator).map { piece in
-            let paragraphs = piece.components(separatedBy: "\n\n").map {
-                $0.trimmingCharacters(in: .whitespacesAndNewlines)
-            }.filter { !$0.isEmpty }
-            var rest = Double(paragraphs.reduce(0) { $0 + $1.unicodeScalars.count }) / Double(share)
-            var cut = paragraphs.count
-            while rest > 0, cut > 0 {
-                cut -= 1
-                rest -= Double(paragraphs[cut].unicodeScalars.count)
-            }
-            return separator + paragraphs[cut...].joined(separator: "\n\n") + "\n\n"
-        }
-    }
-}
-
-enum TextWindows {
-    /// Where windows of `window` tokens and the one after them begin: one after the other, or as many as
-    /// asked for, evenly spread.
-    static func starts(tokens: Int, window: Int, most: Int) -> [Int] {
-        let all = max(0, (tokens - 1) / window)
-        let count = most > 0 ? min(most, all) : all
-        return (0..<count).map { ($0 * all / count) * window }
-    }
-}
-
-/// One variant's engine, and what it has measured so far.
-struct VariantJudge {
-    private static let blockTokens = 16
-
-    let name: String
-    let kvType: KVElementType
-    let engine: CPUEngine
-    private var loss = 0.0
-    private var divergence = 0.0
-    private(set) var largestKL = 0.0
-    private var tops = 0
-    private var predictions = 0
-
-    init(_ variant: ModelVariant, spec: ModelSpec, window: Int, threads: Int) throws {
-        let folder = try EngineFolder(path: variant.path)
-        guard folder.spec.vocabularySize == spec.vocabularySize else {
-            throw ValidationError("\(variant.name): its vocabulary differs from the reference's")
-        }
-        let layout = KVStore.Layout(
-            blockTokens: Self.blockTokens, layerCount: folder.spec.layerCount, kvHeadCount: folder.spec.kvHeadCount,
-            headDim: folder.spec.headDim, elementType: variant.kvType)
-        let store = try KVStore(layout: layout, slotCount: window / Self.blockTokens + 1)
-        var options = EngineOptions()
-        options.threads = threads
-        options.kernels = variant.kernels
-        options.quantise = variant.quantize?.format
-        try folder.weights.load(progress: nil)
-        engine = try CPUEngine(spec: folder.spec, weights: folder.weights, store: store, options: options)
-        (name, kvType) = (variant.name, variant.kvType)
-    }
-
-    var perplexity: Double { predictions > 0 ? exp(loss / Double(predictions)) : .nan }
-    var meanKL: Double { predictions > 0 ? divergence / Double(predictions) : 0 }
-    var sameTop: Double { predictions > 0 ? Double(tops) / Double(predictions) : 1 }
-
-    /// Predicts every token of the window but the first; answers log probabilities, row after row.
-    mutating func measure(_ window: [TokenID], against exact: [[Float]]?) throws -> [[Float]] {
-        let count = window.count - 1
-        let blocks = UInt32((count + Self.blockTokens - 1) / Self.blockTokens)
-        let entry = StepEntry(
-            transfer: TransferID(job: JobID(high: 0, low: 0), attempt: .first), tokens: Array(window.prefix(count)),
-            startPosition: 0, blockTable: (0..<blocks).map { BlockSlot($0) }, sample: nil)
-        var rows = try engine.logits(StepBatch(entries: [entry]), rows: .all)
-        for place in rows.indices {
-            LogProbabilities.normalise(&rows[place])
-            loss -= Double(rows[place][Int(window[place + 1].value)])
-            let compared =
-                exact.map { LogProbabilities.compare($0[place], rows[place]) } ?? (divergence: 0, sameTop: true)
-            divergence += compared.divergence
-            largestKL = max(largestKL, compared.divergence)
-            if compared.sameTop { tops += 1 }
-        }
-        predictions += count
-        return rows
-    }
-}
-
-enum LogProbabilities {
-    /// Logits to log probabilities.
-    static func normalise(_ row: inout [Float]) {
-        let most = row.max() ?? 0
-        var sum = 0.0
-        for value in row { sum += Double(exp(value - most)) }
-        let shift = most + Float(log(sum))
-        for place in row.indices { row[place] -= shift }
-    }
-
-    /// KL divergence of `exact` from `other` in nats, and whether both have the same most likely token.
-    static func compare(_ exact: [Float], _ other: [Float]) -> (divergence: Double, sameTop: Bool) {
-        var divergence = 0.0
-        var (top, otherTop) = (0, 0)
-        for place in exact.indices {
-            divergence += Double(exp(exact[place])) * Double(exact[place] - other[place])
-            if exact[place] > exact[top] { top = place }
-            if other[place] > other[otherTop] { otherTop = place }
-        }
-        return (divergence, top == otherTop)
     }
 }

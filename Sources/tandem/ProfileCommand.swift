@@ -143,7 +143,8 @@ struct LiveLoad: Sendable {
         else { throw CLIError("job \(id) has no stamps: it ended as \(job["status"]?.stringValue ?? "unknown")") }
         return LiveJob(
             inputTokens: input, outputTokens: job["usage"]?["completion_tokens"]?.intValue ?? output,
-            prefilling: stamps["prefilling"]?.doubleValue, firstToken: firstToken, transferring: stamps["transferring"]?.doubleValue,
+            prefilling: stamps["prefilling"]?.doubleValue, firstToken: firstToken,
+            transferring: stamps["transferring"]?.doubleValue,
             decoding: stamps["decoding"]?.doubleValue, secondToken: stamps["second_token"]?.doubleValue,
             finished: finished, kvBytes: job["route"]?["kv_bytes_moved"]?.intValue ?? 0, clientFirstToken: first,
             clientCompletion: last)
@@ -152,7 +153,9 @@ struct LiveLoad: Sendable {
     /// So many equal jobs at once.
     func together(_ count: Int, input: Int, output: Int, index: Int) async throws -> [LiveJob] {
         try await withThrowingTaskGroup(of: LiveJob.self) { group in
-            for offset in 0..<count { group.addTask { try await run(input: input, output: output, index: index + offset) } }
+            for offset in 0..<count {
+                group.addTask { try await run(input: input, output: output, index: index + offset) }
+            }
             var jobs: [LiveJob] = []
             for try await job in group { jobs.append(job) }
             return jobs

@@ -17,7 +17,8 @@ extension ProfileCommand {
         if let failure = simulated.failure { throw CLIError("the simulation broke a promise: \(failure)") }
         let rows = compare(live, simulated, profile)
         Terminal.say(
-            "\(shape.name); \(trace.count) requests, Poisson at \(rate)/s, input \(input), output \(output), seed \(seed)")
+            "\(shape.name); \(trace.count) requests, Poisson at \(rate)/s, input \(input), output \(output), seed \(seed)"
+        )
         Terminal.say(Terminal.table(["MS", "LIVE", "SIMULATED", "ERROR"], rows.map(\.cells)))
         if let json {
             let value = JSONValue.object(
@@ -51,7 +52,8 @@ extension ProfileCommand {
         return try await withThrowingTaskGroup(of: LiveJob.self) { group in
             for (index, entry) in trace.enumerated() {
                 group.addTask {
-                    try await Task.sleep(until: start + .seconds(entry.arrivalSeconds), tolerance: .zero, clock: .continuous)
+                    try await Task.sleep(
+                        until: start + .seconds(entry.arrivalSeconds), tolerance: .zero, clock: .continuous)
                     return try await load.run(
                         input: entry.inputTokens, output: entry.outputTokens, index: 1_000_000 + index)
                 }
@@ -92,7 +94,9 @@ extension ProfileCommand {
     }
 
     private func compare(_ live: [LiveJob], _ simulated: WorkloadReport, _ profile: CostProfile) -> [Row] {
-        func perToken(_ first: Double, _ end: Double, _ count: Int) -> Double { (end - first) / Double(max(count - 1, 1)) }
+        func perToken(_ first: Double, _ end: Double, _ count: Int) -> Double {
+            (end - first) / Double(max(count - 1, 1))
+        }
         let (records, door) = (simulated.records, profile.frontDoorSeconds * 1000)
         let samples: [(String, [Double], [Double])] = [
             ("TTFT", live.map(\.firstToken), records.map { $0.timeToFirstToken * 1000 }),

@@ -142,11 +142,14 @@ struct ProfileFit {
         let (decodeX, decodeY) = decodeRows
         guard let prefill = LeastSquares.relative(prefillX, prefillY),
             let decode = LeastSquares.relative(decodeX, decodeY)
-        else { throw CLIError("the measurements do not determine a model: \(singles.count) and \(batches.count) samples") }
+        else {
+            throw CLIError("the measurements do not determine a model: \(singles.count) and \(batches.count) samples")
+        }
         let pageBytes = max(shape.pageBytes, shape.blockTokens)
         var profile = CostProfile(
             name: name, prefill: .init(prefill[0], prefill[1], prefill[2]),
-            decode: .init(decode[0], decode[1], decode[2]), bytesPerToken: max(pageBytes / max(shape.blockTokens, 1), 1),
+            decode: .init(decode[0], decode[1], decode[2]),
+            bytesPerToken: max(pageBytes / max(shape.blockTokens, 1), 1),
             poolTokens: max(shape.blocks * shape.blockTokens, 1), batchJobsMax: batchJobs, stepTokensMax: stepTokens,
             linkBytesPerSecond: handOver.bytesPerSecond, linkLatency: TimeSpan(seconds: messageMilliseconds / 1000))
         profile.chunkTokensMax = chunk

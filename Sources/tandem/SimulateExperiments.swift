@@ -10,7 +10,8 @@ extension SimulateCommand {
     /// The trace behind VTC's Table 2.
     private func realTrace() throws -> [TraceEntry] {
         guard let traces else {
-            throw ServingError(.invalidValue, "--traces: name the folder that holds vtc_real_trace.jsonl", field: "traces")
+            throw ServingError(
+                .invalidValue, "--traces: name the folder that holds vtc_real_trace.jsonl", field: "traces")
         }
         return try TraceFile.read(traces + "/vtc_real_trace.jsonl")
     }

@@ -41,7 +41,8 @@ extension SimulateCommand {
         guard let best = outcomes.first, !best.isPruned, best.goodput > 0 else {
             return "no placement serves this workload within its limits"
         }
-        let text = "best: \(best.candidate.name), \(best.candidate.stepTokens) tokens and \(best.candidate.batch) jobs"
+        let text =
+            "best: \(best.candidate.name), \(best.candidate.stepTokens) tokens and \(best.candidate.batch) jobs"
             + " per iteration: \(Decimals.short(best.goodput)) requests per second"
         guard let second = outcomes.first(where: { $0.candidate.name != best.candidate.name && !$0.isPruned }),
             second.goodput > 0
@@ -85,8 +86,10 @@ extension SimulateCommand {
             workload.jobs = jobs.map { max($0 * count / workers, 1) } ?? count * 1000
             let search = PlacementSearch(
                 shape: shape, workload: workload, objective: objective, workersMax: count, seed: seed)
-            workload.rate = 0.7 * search.ceiling(
-                .init(prefill: shape.prefill, decode: shape.decode, mixed: 0, stepTokens: 2048, batch: 64))
+            workload.rate =
+                0.7
+                * search.ceiling(
+                    .init(prefill: shape.prefill, decode: shape.decode, mixed: 0, stepTokens: 2048, batch: 64))
             Terminal.complain("\(count) workers, \(workload.jobs) jobs")
             let started = ContinuousClock.now
             let report = WorkloadRun.run(shape, workload, seed: seed, objective: objective)

@@ -68,7 +68,8 @@ struct SubmitCommand: AsyncParsableCommand {
     @Option(help: "Seconds after which the job is ended with an error if it is not done.")
     var deadline: Double?
 
-    @Option(help: "Seconds by which the first token should be there; a hint inside the tenant, forgotten once it passed.")
+    @Option(
+        help: "Seconds by which the first token should be there; a hint inside the tenant, forgotten once it passed.")
     var sloTtft: Double?
 
     @OptionGroup var cluster: ClusterOptions

@@ -23,9 +23,11 @@ struct Tandem: AsyncParsableCommand {
             """,
         version: "tandem 0.1.0",
         subcommands: [
-            UpCommand.self, DownCommand.self, StatusCommand.self, TopCommand.self, TenantsCommand.self, ScaleCommand.self,
+            UpCommand.self, DownCommand.self, StatusCommand.self, TopCommand.self, TenantsCommand.self,
+            ScaleCommand.self,
             SubmitCommand.self, ChatCommand.self, JobsCommand.self, ModelsCommand.self, BenchCommand.self,
-            SimulateCommand.self, ProfileCommand.self, DoctorCommand.self, DemoCommand.self, RandomModelCommand.self, QuantizeCommand.self,
+            SimulateCommand.self, ProfileCommand.self, DoctorCommand.self, DemoCommand.self, RandomModelCommand.self,
+            QuantizeCommand.self,
         ])
 
     static func main() async {

@@ -61,11 +61,14 @@ struct TenantsSetCommand: AsyncParsableCommand {
 
     func run() async throws {
         var body = JSONObject([("tenant", .string(tenant))])
-        guard !settings.isEmpty else { throw CLIError("settings: give at least one of \(Self.names.joined(separator: ", "))") }
+        guard !settings.isEmpty else {
+            throw CLIError("settings: give at least one of \(Self.names.joined(separator: ", "))")
+        }
         for setting in settings {
             let halves = setting.split(separator: "=", maxSplits: 1).map(String.init)
             guard halves.count == 2, Self.names.contains(halves[0]) else {
-                throw CLIError("settings: \(setting) is not NAME=VALUE with one of \(Self.names.joined(separator: ", "))")
+                throw CLIError(
+                    "settings: \(setting) is not NAME=VALUE with one of \(Self.names.joined(separator: ", "))")
             }
             body[halves[0].replacingOccurrences(of: "-", with: "_")] = try Self.value(halves[1], of: halves[0])
         }

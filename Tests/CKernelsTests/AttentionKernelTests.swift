@@ -4,8 +4,9 @@ import Testing
 let storedTypes: [tk_kv_element] = [TK_KV_F32, TK_KV_F16, TK_KV_BF16, TK_KV_I8]
 
 /// One row as the pool stores it, with its scale; and what it then means.
-func stored(_ row: [Float], _ element: tk_kv_element, _ table: Table) -> (bytes: [UInt8], scale: [UInt8], value: [Float])
-{
+func stored(_ row: [Float], _ element: tk_kv_element, _ table: Table) -> (
+    bytes: [UInt8], scale: [UInt8], value: [Float]
+) {
     var bytes = [UInt8](repeating: 0xAA, count: tk_kv_row_bytes(element, row.count))
     var scale = [UInt8](repeating: 0xAA, count: 4)
     table.pointee.attention.pointee.store_row(&bytes, &scale, row, element, row.count)

@@ -29,7 +29,7 @@ struct SwapNoticeTests {
         let route = bench.core.view(JobID(high: 0, low: 1))?.route
         #expect(route?.swaps == 1 && route?.swapStall == .milliseconds(750) && route?.preemptions == 1)
         #expect(bench.core.snapshot().counters.swappedOut == 1 && bench.core.snapshot().counters.swappedBack == 1)
-        bench.wait(.seconds(3), beating: [mixed], steps: true)
+        bench.wait(.milliseconds(2500), beating: [mixed], steps: true)
         #expect(bench.core.snapshot().counters.requeued == 1, "a job that is back must give tokens again")
     }
 

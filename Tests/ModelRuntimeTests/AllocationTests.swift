@@ -41,7 +41,8 @@ struct AllocationTests {
     /// steady state to hold anything to but a bound far below one block per element.
     private static let blocksMax = _isDebugAssertConfiguration() ? 250 : 1
 
-    @Test(arguments: [nil, BlockFormat.q8_0]) func aStepTakesItsOutcomesAndNothingElse(_ quantise: BlockFormat?) throws {
+    @Test(arguments: [nil, BlockFormat.q8_0]) func aStepTakesItsOutcomesAndNothingElse(_ quantise: BlockFormat?) throws
+    {
         for (jobs, layers) in [(1, 1), (5, 3), (9, 2)] {
             let taken = try blocksTaken(jobs: jobs, layers: layers, quantise: quantise)
             #expect(taken <= Self.blocksMax, "\(jobs) jobs, \(layers) layers")

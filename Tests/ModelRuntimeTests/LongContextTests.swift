@@ -19,7 +19,8 @@ struct LongContextTests {
             let kvHeads = Int.random(in: 1...2, using: &random)
             let headDim = [32, 64, 80, 96, 128, 256].randomElement(using: &random) ?? 32
             spec = ModelSpec(
-                family: .llama, layerCount: 1, hiddenSize: 32, headCount: kvHeads * Int.random(in: 1...4, using: &random),
+                family: .llama, layerCount: 1, hiddenSize: 32,
+                headCount: kvHeads * Int.random(in: 1...4, using: &random),
                 kvHeadCount: kvHeads, headDim: headDim, ffnSize: 32, vocabularySize: 40, contextTokensMax: positions,
                 slidingWindow: [nil, nil, 300].randomElement(using: &random) ?? nil)
             self.seed = seed
