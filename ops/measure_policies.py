@@ -126,11 +126,18 @@ async def play(cluster, jobs):
 
     async def one(at, tenant, prompt, output, seed):
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
-        job, _ = await cluster.complete(prompt, output, seed, tenant, address=f"127.0.0.{2 + seed % 8}")
-        return job, output
+        try:
+            job, _ = await cluster.complete(prompt, output, seed, tenant, address=f"127.0.0.{2 + seed % 8}")
+            return job, output
+        except Refused as refusal:
+            return None, str(refusal)
 
-    done = await asyncio.gather(*[one(*job) for job in jobs])
+    answers = await asyncio.gather(*[one(*job) for job in jobs])
+    done = [answer for answer in answers if answer[0]]
+    refusals = [reason for job, reason in answers if not job]
     elapsed = time.monotonic() - began
+    if not done:
+        raise Refused(refusals[0])
     rows = []
     for job, output in done:
         view = await cluster.timing(job)
@@ -139,7 +146,7 @@ async def play(cluster, jobs):
     return {
         "jct_ms": summary([r[0] for r in rows]), "ttft_ms": summary([r[1] for r in rows]),
         "normalised_ms_per_token": summary([r[2] for r in rows]), "preemptions": sum(r[3] for r in rows),
-        "elapsed_s": elapsed, "output_tokens": sum(output for _, output in done),
+        "refused": len(refusals), "elapsed_s": elapsed, "output_tokens": sum(output for _, output in done),
         "output_tokens_per_second": sum(output for _, output in done) / elapsed,
     }
 
@@ -185,21 +192,25 @@ async def overload(cluster, options):
 async def isolation(cluster, options):
     """First-token times of a light tenant alone and beside a flood."""
     async def light(tenant, seconds):
-        rng, waits = random.Random(7), []
+        rng, waits, edges = random.Random(7), [], []
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             job, _ = await cluster.complete(tokens(rng, 96, options["vocabulary"]), 12, 5, tenant)
-            waits.append((await cluster.timing(job))["timing"]["ttft_ms"])
+            view = await cluster.timing(job)
+            waits.append(view["timing"]["ttft_ms"])
+            edges.append(view["stamps_ms"])
             await asyncio.sleep(0.3)
-        return waits
+        return waits, {name: percentile([edge[name] or 0 for edge in edges], 0.5)
+                       for name in ("placed", "reserved", "prefilling", "first_token")}
 
-    idle = await light("light", options["light_s"])
+    idle, idle_edges = await light("light", options["light_s"])
     until = time.monotonic() + options["light_s"] + 3
     task = asyncio.create_task(flood(cluster, "flood", 48, until, (32, 160), (40, 120), options["vocabulary"], 3))
     await asyncio.sleep(2)
-    beside = await light("light", options["light_s"])
+    beside, beside_edges = await light("light", options["light_s"])
     await task
     return {
+        "idle_edges_ms": idle_edges, "beside_edges_ms": beside_edges,
         "idle_ttft_ms": summary(idle), "beside_ttft_ms": summary(beside),
         "median_ratio": summary(beside)["p50"] / summary(idle)["p50"],
         "mean_ratio": summary(beside)["mean"] / summary(idle)["mean"],
@@ -281,13 +292,13 @@ def table(result):
         f"{result['jobs']} jobs of one seeded workload of mixed lengths at {result['rate']:.2f} jobs/s "
         f"({100 * result['load']:.0f} % of {result['capacity']:.2f} jobs/s); milliseconds",
         f"{'policy':14}" + "".join(f"{h:>11}" for h in (
-            "JCT mean", "P95", "P99", "TTFT mean", "P95", "P99", "norm mean", "P95", "P99", "preempted", "tok/s")),
+            "JCT mean", "P95", "P99", "TTFT mean", "P95", "P99", "norm mean", "P95", "P99", "preempted", "refused", "tok/s")),
     ]
     for name, rows in result["latency"].items():
         cells = []
         for metric in ("jct_ms", "ttft_ms", "normalised_ms_per_token"):
             cells += [f"{rows[metric][k]:.1f}" for k in ("mean", "p95", "p99")]
-        cells += [str(rows["preemptions"]), f"{rows['output_tokens_per_second']:.0f}"]
+        cells += [str(rows["preemptions"]), str(rows["refused"]), f"{rows['output_tokens_per_second']:.0f}"]
         lines.append(f"{name:14}" + "".join(f"{c:>11}" for c in cells))
     lines.append("")
     for name, row in result.get("overload", {}).items():
@@ -296,7 +307,8 @@ def table(result):
     for name, row in result.get("isolation", {}).items():
         lines.append(f"light tenant beside a flood, {name}: TTFT median {row['idle_ttft_ms']['p50']:.1f} -> "
                      f"{row['beside_ttft_ms']['p50']:.1f} ms ({row['median_ratio']:.2f}x), P99 "
-                     f"{row['idle_ttft_ms']['p99']:.1f} -> {row['beside_ttft_ms']['p99']:.1f} ms")
+                     f"{row['idle_ttft_ms']['p99']:.1f} -> {row['beside_ttft_ms']['p99']:.1f} ms; medians beside "
+                     f"the flood: " + ", ".join(f"{k} {v:.1f}" for k, v in row["beside_edges_ms"].items()))
     for name, row in result.get("preempted", {}).items():
         lines.append(f"preempt and resume, {name}: {row['preempted_jobs']} of {row['jobs']} jobs preempted "
                      f"{row['preemptions']} times, {row['different']} texts differ from the unpreempted run")

@@ -151,15 +151,23 @@ extension Coordinator {
         }
     }
 
-    /// Below the residency, or, where the job would take the slot of a resident, up to a batch above
-    /// it: otherwise paused jobs of a tenant that is ahead would keep the others out.
+    /// Below the residency, or, where the job would take the slot of a resident, above it: otherwise
+    /// paused jobs of a tenant that is ahead would keep the others out. Each tenant may have a batch
+    /// of jobs this way, or, where tenants do not matter, all together; memory bounds the rest.
     private func hasPlace(_ worker: Worker, for job: Job, _ looks: inout Int) -> Bool {
         let (count, limit) = (worker.jobs.count, residentsMax(worker))
         if count < limit { return true }
-        guard configuration.policy.preemptsRunning, looks > 0, count < limit + worker.register.batchJobsMax else {
-            return false
+        guard configuration.policy.preemptsRunning, looks > 0 else { return false }
+        let batch = worker.register.batchJobsMax
+        if configuration.policy.separatesTenants {
+            looks -= 1
+            let tenant = job.tenant
+            let own = worker.jobs.reduce(0) { $0 + (jobs.read($1) { $0.tenant == tenant } ?? false ? 1 : 0) }
+            if own >= batch { return false }
+        } else {
+            if count >= limit + batch { return false }
+            looks -= 1
         }
-        looks -= 1
         return policy.displaces(job.id, anyOf: worker.residents, at: now)
     }
 

@@ -61,6 +61,13 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
     @Option(help: "Prompts with no more uncached tokens than this are prefilled on the decode worker; 0: never.")
     public var localPrefillTokens: Int = 64
 
+    @Option(
+        help: """
+            Jobs that a prefill worker is given before it has to finish some: fewer let the next tenant in sooner, more \
+            keep it busy over slow links.
+            """)
+    public var prefillWindow: Int = 2
+
     @Option(help: "Jobs that may wait; past it clients get 429 or 503 with Retry-After.")
     public var queue: Int = 1024
 
@@ -104,6 +111,7 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
         configuration.kvPath = path
         configuration.blockTokens = blockTokens
         configuration.placement.localPrefillThreshold = localPrefillTokens
+        configuration.prefillWindowJobs = max(prefillWindow, 1)
         configuration.queuedJobsMax = queue
         configuration.queuedJobsPerTenantMax = queue
         configuration.deadAfter = .milliseconds(deadAfterMs)

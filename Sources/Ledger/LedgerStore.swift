@@ -45,6 +45,8 @@ public final class LedgerStore: @unchecked Sendable {
     public init(path: String) throws(ServingError) {
         do {
             var configuration = Configuration()
+            // Another process may be closing the file at this moment, or reading it.
+            configuration.busyMode = .timeout(5)
             configuration.prepareDatabase { db in
                 try db.execute(sql: "PRAGMA journal_mode = WAL")
                 try db.execute(sql: "PRAGMA synchronous = FULL")

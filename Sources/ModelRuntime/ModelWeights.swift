@@ -220,7 +220,8 @@ private final class WeightReader {
 
     /// Adds the tensor to the plans where it has a packed format; one that is missing is found out later.
     private func plan(_ name: String, _ rows: Int, _ columns: Int, _ bytes: inout Int) throws(ServingError) {
-        guard let stored = try source.storedTensor(named: name), let (format, quantises) = packedFormat(stored, columns)
+        guard let stored = try source.storedTensor(named: name),
+            let (format, quantises) = packedFormat(name, stored, columns)
         else { return }
         try check(name, stored.shape, [rows, columns])
         guard let rowBytes = stored.format.rowBytes(columns), stored.byteCount == rows * rowBytes else {
@@ -235,13 +236,22 @@ private final class WeightReader {
         bytes += plan.byteCount
     }
 
-    /// nil for what stays in rows: f32 and f16, and bf16 where the kernels do not multiply it.
-    private func packedFormat(_ stored: StoredTensor, _ columns: Int) -> (PackedFormat, quantises: Bool)? {
+    /// Tied embeddings are the head too.
+    private func isHead(_ name: String) -> Bool {
+        name == WeightNames.head || name == WeightNames.embedding
+    }
+
+    /// nil for what stays in rows: f32 and f16, and bf16 where the kernels do not multiply it. The output
+    /// head keeps 8 bits where the rest is asked for with 4, as GGUF files have it: 4 would double the loss.
+    private func packedFormat(
+        _ name: String, _ stored: StoredTensor, _ columns: Int
+    ) -> (PackedFormat, quantises: Bool)? {
         guard let packing else { return nil }
         switch stored.format {
         case .blocks(let format): return (PackedFormat(format), false)
         case .elements(let type):
-            if let wanted = packing.quantise.map(PackedFormat.init), wanted.takes(columns: columns) {
+            let asked = packing.quantise.map { isHead(name) && $0 == .q4_0 ? BlockFormat.q8_0 : $0 }
+            if let wanted = asked.map(PackedFormat.init), wanted.takes(columns: columns) {
                 return (wanted, true)
             }
             return type == .bf16 && packing.packsBF16 ? (.bf16, false) : nil

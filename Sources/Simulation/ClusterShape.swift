@@ -23,6 +23,8 @@ public struct ClusterShape: Sendable {
     /// computed again. Its bandwidth in bytes per second.
     public var swapTokens = 0
     public var swapBytesPerSecond = 12e9
+    /// How often workers tell their free blocks; nil takes the coordinator's default.
+    public var heartbeatEvery: TimeSpan?
     /// Under LightLLM's rule of admission, so many tokens are one engine's memory (`PeakReservation`).
     public var reservedTokens: Int?
     /// A fault-free run needs no detectors; a crash of a worker does.
@@ -72,6 +74,7 @@ public struct ClusterShape: Sendable {
         coordinator.defaultDeadline = .seconds(1_000_000_000)
         coordinator.endedJobsMax = 16
         coordinator.endedTokensMax = 1 << 16
+        if let heartbeatEvery { coordinator.heartbeatEvery = heartbeatEvery }
         if let residencyPercent {
             coordinator.decodeResidencyPercent = residencyPercent
             coordinator.swapResidencyPercent = residencyPercent

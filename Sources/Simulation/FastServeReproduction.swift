@@ -107,6 +107,9 @@ extension FastServeReproduction {
     static func swapping(_ policy: PolicyConfiguration, batch: Int) -> ClusterShape {
         var shape = shape(policy, batch: batch)
         shape.swapTokens = 68_000
+        // The coordinator hears of room that a job's leaving made within an iteration.
+        shape.heartbeatEvery = .milliseconds(20)
+        shape.tick = .milliseconds(20)
         shape.residencyPercent = 10_000
         shape.swapBytesPerSecond = 25e9
         return shape

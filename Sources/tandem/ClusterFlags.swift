@@ -61,6 +61,9 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Prompts with no more uncached tokens than this are prefilled on the decode worker; 0: never.")
     var localPrefillTokens: Int?
 
+    @Option(help: "Jobs that a prefill worker is given before it has to finish some.")
+    var prefillWindow: Int?
+
     @Option(help: "File of API keys, one `key tenant` per line; without it every request is let in.")
     var apiKeys: String?
 
@@ -118,6 +121,7 @@ struct ClusterFlags: ParsableArguments {
             swapBytes: try resolver.integer("swap-bytes", flag: swapBytes, standard: 0, in: 0...(1 << 44)),
             localPrefillTokens: try resolver.integer(
                 "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20)),
+            prefillWindow: try resolver.integer("prefill-window", flag: prefillWindow, standard: 2, in: 1...1024),
             apiKeysFile: resolver.optionalText("api-keys", flag: apiKeys),
             tenants: resolver.optionalText("tenants", flag: tenants),
             tlsCertificate: resolver.optionalText("tls-certificate", flag: tlsCertificate),

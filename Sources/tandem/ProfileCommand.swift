@@ -72,8 +72,18 @@ struct LiveShape: Sendable {
     var pageBytes = 0
     var blocks = 0
 
+    /// Asks until every worker has said how many blocks it has: the first heartbeat may be on its way.
     init(_ client: ClusterClient) async throws {
-        let workers = try await client.get("/admin/cluster")["workers"]?.arrayValue ?? []
+        for _ in 0..<40 {
+            self = try Self(of: await client.get("/admin/cluster"))
+            if blocks > 0 { return }
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        throw CLIError("no worker has told the size of its pool")
+    }
+
+    private init(of cluster: JSONValue) throws {
+        let workers = cluster["workers"]?.arrayValue ?? []
         for worker in workers {
             switch worker["role"]?.stringValue {
             case "prefill": prefill += 1

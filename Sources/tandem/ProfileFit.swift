@@ -235,7 +235,24 @@ struct ProfileFit {
                 row("prefill (other: tokens squared)", profile.prefill, prefillError, prefillY.count),
                 row("decode (per token: context; other: jobs)", profile.decode, decodeError, decodeY.count),
             ])
-        return ([shape.name] + method).joined(separator: "\n") + "\n" + table
+        let loads = zip(decodeX, decodeY).map { row, gap in
+            [
+                "\(Int(row[2]))", Decimals.fixed(row[1], 0), Decimals.fixed(gap, 3),
+                Decimals.fixed(
+                    profile.decode.base + profile.decode.linear * row[1] + profile.decode.other * row[2], 3),
+            ]
+        }
+        let prompts = zip(prefillX, prefillY).map { row, time in
+            [
+                "\(Int(row[1]))", Decimals.fixed(time, 3),
+                Decimals.fixed(
+                    profile.prefill.base * row[0] + profile.prefill.linear * row[1] + profile.prefill.other * row[2], 3),
+            ]
+        }
+        let samples =
+            Terminal.table(["PROMPT TOKENS", "MS", "FITTED"], prompts) + "\n"
+            + Terminal.table(["JOBS", "CONTEXT", "GAP MS", "FITTED"], loads) + "\n"
+        return ([shape.name] + method).joined(separator: "\n") + "\n" + samples + table
             + "\nmessage one way \(Decimals.fixed(profile.linkLatency.seconds * 1000, 3)) ms, pages "
             + "\(Terminal.bytes(profile.linkBytesPerSecond))/s, hand-over "
             + "\(Decimals.fixed((profile.pageLatency?.seconds ?? 0) * 1000, 3)) ms, interference "

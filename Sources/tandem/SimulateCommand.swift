@@ -39,6 +39,7 @@ struct SimulateCommand: ParsableCommand {
     @Option(help: "Jobs in one iteration (default: the profile's).") var batch: Int?
     @Option(help: "Tokens in one iteration (default: the profile's).") var stepTokens: Int?
     @Option(help: "Tokens that one worker's pool holds (default: the profile's).") var kvTokens: Int?
+    @Option(help: "Tokens that a decoding worker's host tier holds; 0: none.") var swapTokens: Int = 0
     @Option(help: "Tokens of one block.") var blockTokens: Int = 16
     @Option(help: "Prefill on the decode worker below this many uncached tokens; 0: never.") var localPrefill: Int = 0
     @Option(help: "TTFT that a request must meet to count for goodput, in seconds.") var sloTtft: Double = 2
@@ -86,6 +87,7 @@ struct SimulateCommand: ParsableCommand {
             ("prefill", prefill, 0), ("decode", decode, 0), ("mixed", mixed, 0), ("tenants", tenants, 1),
             ("jobs", jobs ?? 1, 1), ("batch", batch ?? 1, 1), ("step-tokens", stepTokens ?? 1, 1),
             ("kv-tokens", kvTokens ?? 1, 1), ("block-tokens", blockTokens, 1), ("local-prefill", localPrefill, 0),
+            ("swap-tokens", swapTokens, 0),
         ]
         for (name, value, least) in counts where !(least...100_000_000).contains(value) {
             throw ValidationError("--\(name): \(value) is outside \(least) to 100000000")

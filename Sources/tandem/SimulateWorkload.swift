@@ -76,6 +76,7 @@ extension SimulateCommand {
         shape.blockTokens = blockTokens
         (shape.batchJobsMax, shape.stepTokensMax, shape.poolTokens) = (batch, stepTokens, kvTokens)
         shape.localPrefillThreshold = localPrefill
+        shape.swapTokens = swapTokens
         return shape
     }
 

@@ -15,10 +15,16 @@ final class BlockTensors: TensorSource, @unchecked Sendable {
 
     /// Blocks of random bytes with sane scales for the K formats; else the plain values, quantised.
     /// - interleavedHeadDim: put queries and keys in llama.cpp's order of rotary pairs.
-    init(_ plain: MemoryTensors, _ format: BlockFormat, interleavedHeadDim: Int? = nil, seed: UInt64 = 1) {
+    /// - head: the format of the output head and the embedding, where it is another.
+    init(
+        _ plain: MemoryTensors, _ body: BlockFormat, head: BlockFormat? = nil, interleavedHeadDim: Int? = nil,
+        seed: UInt64 = 1
+    ) {
         self.plain = plain
         var random = SeededGenerator(seed: seed)
-        for (name, view) in plain.views where view.shape.count == 2 && view.shape[1].isMultiple(of: format.valueCount) {
+        for (name, view) in plain.views where view.shape.count == 2 && view.shape[1].isMultiple(of: body.valueCount) {
+            let isHead = name == "lm_head.weight" || name == "model.embed_tokens.weight"
+            let format = isHead ? head ?? body : body
             let (rows, columns) = (view.shape[0], view.shape[1])
             var bytes: [UInt8] = []
             let isRotated = name.contains("q_proj") || name.contains("k_proj")
@@ -182,10 +188,10 @@ struct PackedEngineTests {
         }
     }
 
-    @Test func quantisingAtLoadEqualsQuantisedBlocks() throws {
+    @Test func quantisingAtLoadEqualsQuantisedBlocksWithTheHeadInEightBits() throws {
         let model = model(seed: 61, blocks: 32)
         for format in [BlockFormat.q8_0, .q4_0] {
-            let source = BlockTensors(model.weights, format)
+            let source = BlockTensors(model.weights, format, head: .q8_0)
             var way = RandomModel.Way(variant: .best)
             let stored = try model.logits(way, source)
             way.quantise = format
@@ -218,7 +224,7 @@ struct PackedEngineTests {
                 .variantName
         }
         #expect(Set(names).count == 3)
-        #expect(names[1].hasSuffix("q8_0") && names[2].hasSuffix("q4_0"))
+        #expect(names[1].hasSuffix(":q8_0") && names[2].hasSuffix(":q4_0,q8_0"))
         let source = BlockTensors(model.weights, .q8_0)
         _ = try model.logits(.init(variant: .best), source)
         let matrices = source.tensorNames.filter { $0.contains("_proj.weight") || $0 == "lm_head.weight" }

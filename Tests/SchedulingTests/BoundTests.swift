@@ -257,6 +257,20 @@ struct BoundTests {
         #expect((0...102).contains(gap))
     }
 
+    /// Tenants that want more all the time are never lifted, however often they are preempted: a lift
+    /// would take from them what they are owed.
+    @Test func preemptionLiftsNobody() {
+        var fair = policy("fair") { $0.theta = 30 }
+        for number in 1...3 { fair.arrive(number, "t\(number)") }
+        let jobs = fair.drain()
+        for step in 0..<300 {
+            for job in fair.runningSet(of: jobs, slots: 1, at: .zero) { fair.produced(job, tokens: 1 + step % 5) }
+            for tenant in (1...3).map({ TenantID("t\($0)") }) {
+                #expect(fair.virtualCounter(of: tenant) == Double(fair.chargedUnits(of: tenant)), "step \(step)")
+            }
+        }
+    }
+
     /// Property 17: who ran alone gets its share at once beside a newcomer.
     @Test func whoRanAloneIsNotMadeToPay() {
         var work: [Request] = []
