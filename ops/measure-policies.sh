@@ -33,7 +33,7 @@ words = [w.split() for w in sys.argv[1:4]]
 print(json.dumps({
     "tandem": "$tandem", "state": "$state/c", "model": "$(basename "$model")", "machine": "$machine",
     "flags": ["--model", "$model", "--prefill", "1", "--decode", "1", "--threads", "1", "--batch-jobs", "$batch",
-              "--local-prefill-tokens", "0"],
+              "--local-prefill-tokens", "0"] + "${FLAGS:-}".split(),
     "policies": words[0], "fair_policies": words[1], "tests": words[2], "results": "$results",
     "jobs": ${JOBS:-$default_jobs}, "load": ${LOAD:-0.9}, "seed": ${SEED:-20261121}, "vocabulary": ${VOCABULARY:-1000},
     "scale": ${SCALE:-1}, "calibration": ${CALIBRATION:-$calibration}, "overload_s": ${OVERLOAD:-$seconds},

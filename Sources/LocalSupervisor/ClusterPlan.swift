@@ -24,6 +24,8 @@ public struct ClusterPlan: Sendable {
     /// Of each decoding worker's host tier, which lies under the state directory; 0: none.
     public var swapBytes: Int
     public var localPrefillTokens: Int
+    /// Jobs that a prefill worker is given at once.
+    public var prefillWindow: Int
     public var apiKeysFile: String?
     /// Weights and quotas of tenants, as the coordinator reads them.
     public var tenants: String?
@@ -39,8 +41,8 @@ public struct ClusterPlan: Sendable {
         kvPath: String = "auto", kvType: String = "bf16", quantize: String = "none",
         blockTokens: Int = 16, blocks: Int = 0,
         threadsPerWorker: Int = 1, batchJobsMax: Int = 32, swapBytes: Int = 0, localPrefillTokens: Int = 64,
-        apiKeysFile: String? = nil,
-        tenants: String? = nil, tlsCertificate: String? = nil, tlsKey: String? = nil, logLevel: String = "info",
+        prefillWindow: Int = 2, apiKeysFile: String? = nil, tenants: String? = nil, tlsCertificate: String? = nil,
+        tlsKey: String? = nil, logLevel: String = "info",
         extraArguments: [String: [String]] = [:]
     ) {
         self.programs = programs
@@ -61,6 +63,7 @@ public struct ClusterPlan: Sendable {
         self.batchJobsMax = batchJobsMax
         self.swapBytes = swapBytes
         self.localPrefillTokens = localPrefillTokens
+        self.prefillWindow = prefillWindow
         self.apiKeysFile = apiKeysFile
         self.tenants = tenants
         self.tlsCertificate = tlsCertificate
@@ -95,7 +98,7 @@ public struct ClusterPlan: Sendable {
             "--supervised", "--model", modelPath, "--host", host, "--port", "\(httpPort)", "--control-port",
             "\(controlPort)", "--relay-port", "\(relayPort)", "--journal", state.journalFile, "--policy", policy,
             "--kv-path", kvPath, "--kv-type", kvType, "--block-tokens", "\(blockTokens)", "--local-prefill-tokens",
-            "\(localPrefillTokens)", "--log-level", logLevel,
+            "\(localPrefillTokens)", "--prefill-window", "\(prefillWindow)", "--log-level", logLevel,
         ]
         if let modelName { arguments += ["--model-name", modelName] }
         if let apiKeysFile { arguments += ["--api-keys", apiKeysFile] }

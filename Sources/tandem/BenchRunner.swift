@@ -111,7 +111,8 @@ struct BenchRunner: Sendable {
     ) async throws -> RequestOutcome {
         var moments: [Double] = []
         var (input, output) = (request.inputTokens + prompts.prefixTokens, 0)
-        let headers = request.tenant.map { [("x-tandem-tenant", $0)] } ?? []
+        // A server may close a kept connection just as the next request is written (llama.cpp's does).
+        let headers = [("connection", "close")] + (request.tenant.map { [("x-tandem-tenant", $0)] } ?? [])
         let events = try await client.events("/v1/completions", body, headers: headers)
         for try await event in events {
             if let error = event["error"] { throw CLIError(error["message"]?.stringValue ?? "an error event") }
