@@ -1,11 +1,12 @@
 import CoordinatorCore
 import ServingTypes
-import Synchronization
 
 /// The memory rule of LightLLM, under which VTC was published (scheduling.md §3.4): a request enters
 /// when the batch, were every job in it to run to its true end, would at its fullest moment still
 /// fit. The true output length is known, since its clients forced it. For one engine.
-public final class PeakReservation: RoomRule {
+///
+/// Unchecked because a rule belongs to one run, and a run is one thread's from its first event to its last.
+public final class PeakReservation: RoomRule, @unchecked Sendable {
     private struct Share {
         /// Tokens held now, and output tokens still to come.
         var held: Int
@@ -20,7 +21,7 @@ public final class PeakReservation: RoomRule {
 
     public let tokensMax: Int
     public let jobsMax: Int
-    private let state = Mutex(State())
+    private var state = State()
 
     public init(tokensMax: Int, jobsMax: Int = 1000) {
         self.tokensMax = tokensMax
@@ -28,14 +29,12 @@ public final class PeakReservation: RoomRule {
     }
 
     public func admits(_ job: JobID, on worker: WorkerRef) -> Bool {
-        state.withLock { state in
-            if state.running[job] != nil { return true }
-            guard let share = state.known[job] else { return false }
-            let shares = Array(state.running.values) + [Share(held: share.held + 1, left: share.left - 1)]
-            guard shares.count <= jobsMax, Self.peak(shares) < tokensMax else { return false }
-            state.running[job] = share
-            return true
-        }
+        if state.running[job] != nil { return true }
+        guard let share = state.known[job] else { return false }
+        let shares = Array(state.running.values) + [Share(held: share.held + 1, left: share.left - 1)]
+        guard shares.count <= jobsMax, Self.peak(shares) < tokensMax else { return false }
+        state.running[job] = share
+        return true
     }
 
     /// Tokens held at the fullest moment: when the i-th longest of the jobs ends, the longer ones
@@ -52,20 +51,16 @@ public final class PeakReservation: RoomRule {
     // MARK: What happens to jobs
 
     func arrived(_ job: JobID, input: Int, output: Int) {
-        state.withLock { $0.known[job] = Share(held: input, left: output) }
+        state.known[job] = Share(held: input, left: output)
     }
 
     func gave(_ job: JobID, tokens: Int) {
-        state.withLock { state in
-            state.running[job]?.held += tokens
-            state.running[job]?.left -= tokens
-        }
+        state.running[job]?.held += tokens
+        state.running[job]?.left -= tokens
     }
 
     func left(_ job: JobID) {
-        state.withLock { state in
-            state.running[job] = nil
-            state.known[job] = nil
-        }
+        state.running[job] = nil
+        state.known[job] = nil
     }
 }

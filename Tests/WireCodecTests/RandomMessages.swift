@@ -211,7 +211,8 @@ struct RandomMessages {
         let steps = (0..<below(4)).map { _ in
             TokenStep(
                 transfer: transfer(), offset: count(), tokens: (0..<below(3)).map { _ in sampled() }, end: stepEnd(),
-                prefilledTokens: count(), cachedTokens: count(), swap: flip() ? nil : flip() ? .left : .back(stall: span()),
+                prefilledTokens: count(), cachedTokens: count(),
+                swap: flip() ? nil : flip() ? .left : .back(stall: span()),
                 evictedFor: flip() ? transfer() : nil)
         }
         return TokenSteps(iteration: word(), computeTime: span(), steps: steps)
