@@ -16,7 +16,7 @@ trap '"$tandem" down --state "$state/c" >/dev/null 2>&1 || true; rm -rf "$state"
 if [ -n "${QUICK:-}" ]; then
     default_jobs=80 seconds=8 light=5 decision=3 live=300 calibration=40
 else
-    default_jobs=400 seconds=60 light=20 decision=15 live=1000 calibration=120
+    default_jobs=1000 seconds=60 light=20 decision=15 live=1000 calibration=400
 fi
 results=${RESULTS:-ops/results/policies-$(basename "$model")}
 if [ "$results" = none ]; then results=; else mkdir -p "$(dirname "$results")"; fi

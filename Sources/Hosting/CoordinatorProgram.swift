@@ -108,6 +108,7 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
             )
         }
         configuration.policy = policy
+        configuration.policy.liftsToClampOnly = true
         configuration.kvPath = path
         configuration.blockTokens = blockTokens
         configuration.placement.localPrefillThreshold = localPrefillTokens

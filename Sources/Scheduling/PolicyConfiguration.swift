@@ -94,6 +94,10 @@ public struct PolicyConfiguration: Hashable, Sendable {
     /// Whether a newcomer whom nobody waits beside is lifted to who waited last. VTC's artifact does
     /// not, and exceeds its bound (scheduling.md §3.4).
     public var liftsWhenNobodyWaits = true
+    /// Of `fairShare`: a tenant that begins to wait beside others is raised to the clamp (theta and the
+    /// largest charge below the greatest counter) and no further, so that it gets a slot at once instead
+    /// of when the others are theta ahead again. The bound of theta and one charge is the clamp's, and holds.
+    public var liftsToClampOnly = false
     /// Entitlements of tenants that are not 1; a counter grows by units / weight.
     public var weights: [TenantID: Double] = [:]
     /// Tenants whose counters are remembered.
@@ -227,6 +231,7 @@ public struct PolicyConfiguration: Hashable, Sendable {
     var lift: Lift {
         switch discipline {
         case .pooled, .requestRate, .leastCounter: .none
+        case .fairShare where liftsToClampOnly: liftsWhenNobodyWaits ? .whenNobodyWaits : .none
         case .virtualCounters, .fairShare: liftsWhenNobodyWaits ? .full : .besideOthers
         }
     }
@@ -252,6 +257,8 @@ enum Lift: Hashable, Sendable {
     case none
     /// To the least counter of those that wait, if any does.
     case besideOthers
+    /// Where nobody waits, to that of the tenant that waited last.
+    case whenNobodyWaits
     /// And where none does, to that of the tenant that waited last.
     case full
 }

@@ -168,13 +168,16 @@ struct TenantCounters: Sendable {
         switch lift {
         case .none: return nil
         case .besideOthers: return waiting.firstKey?.value
-        case .full:
-            if let least = waiting.firstKey { return least.value }
-            switch lastWaiting {
-            case .tenant(let last): return tenants[Int(last)].value
-            case .forgotten(let value): return value
-            case nil: return nil
-            }
+        case .whenNobodyWaits: return waiting.firstKey == nil ? lastValue : nil
+        case .full: return waiting.firstKey?.value ?? lastValue
+        }
+    }
+
+    private var lastValue: Int64? {
+        switch lastWaiting {
+        case .tenant(let last): tenants[Int(last)].value
+        case .forgotten(let value): value
+        case nil: nil
         }
     }
 

@@ -103,6 +103,8 @@ struct LiveShape: Sendable {
 
 /// One job's stamps, milliseconds since the coordinator received it, and what the client saw.
 struct LiveJob: Sendable {
+    /// When the client sent it, milliseconds since the command began.
+    var sent: Double
     var inputTokens: Int
     var outputTokens: Int
     /// Nil where the first token overtook the word that the prompt had begun.
@@ -116,6 +118,17 @@ struct LiveJob: Sendable {
     var clientFirstToken: Double
     var clientCompletion: Double
 
+    /// The time in which it decoded, and in which its prompt was computed.
+    var decodingTime: ClosedRange<Double>? {
+        guard let secondToken, finished > secondToken else { return nil }
+        return sent + secondToken...sent + finished
+    }
+
+    var promptTime: ClosedRange<Double>? {
+        guard let prefilling, firstToken > prefilling else { return nil }
+        return sent + prefilling...sent + firstToken
+    }
+
     /// Mean gap of the tokens after the second.
     var gap: Double? {
         guard let secondToken, outputTokens > 3 else { return nil }
@@ -128,6 +141,8 @@ struct LiveLoad: Sendable {
     let client: ClusterClient
     let vocabulary: Int
     let seed: UInt64
+
+    private static let origin = ContinuousClock.now
 
     /// One job. Prompts differ by `index`, so that no prefix cache holds them.
     func run(input: Int, output: Int, index: Int) async throws -> LiveJob {
@@ -152,7 +167,8 @@ struct LiveLoad: Sendable {
             let firstToken = stamps["first_token"]?.doubleValue
         else { throw CLIError("job \(id) has no stamps: it ended as \(job["status"]?.stringValue ?? "unknown")") }
         return LiveJob(
-            inputTokens: input, outputTokens: job["usage"]?["completion_tokens"]?.intValue ?? output,
+            sent: (start - Self.origin).seconds * 1000, inputTokens: input,
+            outputTokens: job["usage"]?["completion_tokens"]?.intValue ?? output,
             prefilling: stamps["prefilling"]?.doubleValue, firstToken: firstToken,
             transferring: stamps["transferring"]?.doubleValue,
             decoding: stamps["decoding"]?.doubleValue, secondToken: stamps["second_token"]?.doubleValue,

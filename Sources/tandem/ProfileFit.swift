@@ -14,12 +14,12 @@ extension ProfileCommand {
         var index = 1000
         for round in 0..<rounds {
             Terminal.complain("round \(round + 1) of \(rounds)")
-            for input in promptLengths {
+            for input in promptLengths + promptLengths.reversed() {
                 fit.add(single: try await load.run(input: input, output: 8, index: index))
                 index += 1
             }
             for (count, input, output) in decodeLoads {
-                fit.add(batch: try await load.together(count, input: input, output: output, index: index), count)
+                fit.add(together: try await load.together(count, input: input, output: output, index: index))
                 index += count
             }
             fit.add(disturbed: try await disturbed(load, &index))
@@ -34,9 +34,9 @@ extension ProfileCommand {
 
     /// Jobs at once, prompt and output tokens.
     private var decodeLoads: [(Int, Int, Int)] {
-        let long = min(context * 5 / 8, 1024)
+        let long = min(context / 2, 1024)
         return [1, 2, 4, 8, 16, batchJobs].filter { $0 <= batchJobs }.flatMap {
-            [($0, 16, min(96, context / 4)), ($0, long, min(48, context / 4))]
+            [($0, 16, min(256, context / 2)), ($0, long, min(256, context * 3 / 8))]
         }
     }
 
@@ -77,7 +77,9 @@ struct ProfileFit {
     let stepTokens: Int
     let chunkTokens: Int
     private var singles: [LiveJob] = []
-    private var batches: [(count: Int, context: Double, gap: Double)] = []
+    /// One job's mean gap, and what shared its iterations meanwhile: jobs and their context, itself
+    /// included, and the share of the time in which prompts were computed.
+    private var gaps: [(gap: Double, jobs: Double, context: Double, prompts: Double)] = []
     private var disturbed = Disturbed(decoding: [], prompts: [])
 
     /// Jobs that decoded, and prompts that were computed, at the same time.
@@ -97,23 +99,44 @@ struct ProfileFit {
         if job.prefilling != nil { singles.append(job) }
     }
 
-    mutating func add(batch jobs: [LiveJob], _ count: Int) {
-        let gaps = jobs.compactMap(\.gap)
-        guard !gaps.isEmpty else { return }
-        let context = jobs.reduce(0.0) { $0 + Double($1.inputTokens) + Double($1.outputTokens) / 2 }
-        batches.append((count, context, Self.median(gaps)))
+    mutating func add(together jobs: [LiveJob]) { addGaps(of: jobs, beside: jobs) }
+
+    /// Jobs that decode at the same time share their iterations for as long as they overlap.
+    private mutating func addGaps(of decoding: [LiveJob], beside prompts: [LiveJob]) {
+        func overlap(_ a: ClosedRange<Double>, _ b: ClosedRange<Double>?) -> Double {
+            guard let b else { return 0 }
+            return max(min(a.upperBound, b.upperBound) - max(a.lowerBound, b.lowerBound), 0)
+        }
+        var rows: [(gap: Double, jobs: Double, context: Double, prompts: Double)] = []
+        for job in decoding {
+            guard let gap = job.gap, let time = job.decodingTime else { continue }
+            let span = time.upperBound - time.lowerBound
+            let shares = decoding.map { (overlap(time, $0.decodingTime) / span, $0) }
+            let context = shares.reduce(0) {
+                $0 + $1.0 * (Double($1.1.inputTokens) + Double($1.1.outputTokens) / 2)
+            }
+            let busy = prompts.reduce(0) { $0 + overlap(time, $1.promptTime) } / span
+            rows.append((gap, shares.reduce(0) { $0 + $1.0 }, context, min(busy, 1)))
+        }
+        guard !rows.isEmpty else { return }
+        // One row per experiment, so that a large batch does not weigh more than a small one.
+        func mean(_ value: ((gap: Double, jobs: Double, context: Double, prompts: Double)) -> Double) -> Double {
+            rows.reduce(0) { $0 + value($1) } / Double(rows.count)
+        }
+        gaps.append((mean { $0.gap }, mean { $0.jobs }, mean { $0.context }, mean { $0.prompts }))
     }
 
     mutating func add(disturbed both: Disturbed) {
         disturbed.decoding += both.decoding
         disturbed.prompts += both.prompts
+        addGaps(of: both.decoding, beside: both.prompts)
     }
 
     let method = [
         "prefill: single jobs of several lengths, from the stamp prefilling to first_token; least relative squares of base per chunk, tokens, tokens squared",
-        "decode: 1 to the batch limit equal jobs at once, mean gap after the second token; least relative squares of base, context, jobs",
+        "decode: 1 to the batch limit jobs at once, mean gap after the second token; least relative squares of base, context and jobs that shared the iterations, and the share of the time that prompts took",
         "links: stamps received to prefilling are four messages one way; transferring to decoding the pages",
-        "interference of prefill and of decode: four jobs decode while prompts come one after the other",
+        "interference: four jobs decode while prompts come one after the other, against the fit",
     ]
 
     // MARK: Fitting
@@ -127,14 +150,11 @@ struct ProfileFit {
             let n = Double(length)
             return [(n / Double(chunk)).rounded(.up), n, n * n]
         }
-        return (rows, byLength.map { Self.middle($0.value.map { max($0.firstToken - ($0.prefilling ?? 0), 0.001) }) })
+        return (rows, byLength.map { Self.mean($0.value.map { max($0.firstToken - ($0.prefilling ?? 0), 0.001) }) })
     }
 
     private var decodeRows: ([[Double]], [Double]) {
-        let byLoad = Dictionary(grouping: batches) { [Double($0.count), $0.context] }.sorted {
-            $0.key.lexicographicallyPrecedes($1.key)
-        }
-        return (byLoad.map { [1, $0.key[1], $0.key[0]] }, byLoad.map { Self.middle($0.value.map(\.gap)) })
+        (gaps.map { [1, $0.context, $0.jobs, $0.prompts] }, gaps.map(\.gap))
     }
 
     func profile(name: String) throws -> CostProfile {
@@ -143,7 +163,7 @@ struct ProfileFit {
         guard let prefill = LeastSquares.relative(prefillX, prefillY),
             let decode = LeastSquares.relative(decodeX, decodeY)
         else {
-            throw CLIError("the measurements do not determine a model: \(singles.count) and \(batches.count) samples")
+            throw CLIError("the measurements do not determine a model: \(singles.count) and \(gaps.count) samples")
         }
         let pageBytes = max(shape.pageBytes, shape.blockTokens)
         var profile = CostProfile(
@@ -154,14 +174,16 @@ struct ProfileFit {
             linkBytesPerSecond: handOver.bytesPerSecond, linkLatency: TimeSpan(seconds: messageMilliseconds / 1000))
         profile.chunkTokensMax = chunk
         profile.pageLatency = TimeSpan(seconds: handOver.base / 1000)
-        (profile.prefillInterference, profile.decodeInterference) = interference(profile)
+        profile.prefillInterference = prefillInterference(profile)
+        let gap = gaps.reduce(0) { $0 + $1.gap - decode[3] * $1.prompts } / Double(max(gaps.count, 1))
+        profile.decodeInterference = shape.mixed > 0 || gap <= 0 ? 0 : min(decode[3] / gap, 4)
         profile.frontDoorSeconds = frontDoorMilliseconds / 1000
         return profile
     }
 
     /// One way, from the four that lie between arrival and prefill (mixed: two).
     private var messageMilliseconds: Double {
-        max(Self.median(singles.compactMap(\.prefilling)) / (shape.mixed > 0 ? 2 : 4), 0.001)
+        max(Self.mean(singles.compactMap(\.prefilling)) / (shape.mixed > 0 ? 2 : 4), 0.001)
     }
 
     /// From the first token, told by P, to the commit, told by D: milliseconds beside the pages, and
@@ -172,46 +194,37 @@ struct ProfileFit {
             return (Double(job.kvBytes), to - from)
         }
         let byBytes = Dictionary(grouping: moved, by: \.0).sorted { $0.key < $1.key }
-        let (rows, times) = (byBytes.map { [1, $0.key] }, byBytes.map { Self.middle($0.value.map(\.1)) })
+        let (rows, times) = (byBytes.map { [1, $0.key] }, byBytes.map { Self.mean($0.value.map(\.1)) })
         guard let line = LeastSquares.relative(rows, times) else { return (messageMilliseconds, 25e9) }
         return (max(line[0], 0.001), line[1] > 0 ? 1000 / line[1] : 25e9)
     }
 
     private var frontDoorMilliseconds: Double {
-        max(Self.median(singles.map { $0.clientFirstToken - $0.firstToken }), 0)
+        max(Self.mean(singles.map { $0.clientFirstToken - $0.firstToken }), 0)
     }
 
-    /// How much longer prompts and gaps take while the other role is at work.
-    private func interference(_ profile: CostProfile) -> (prefill: Double, decode: Double) {
-        guard shape.mixed == 0, let prompt = disturbed.prompts.first else { return (0, 0) }
+    /// How much longer prompts take while jobs decode.
+    private func prefillInterference(_ profile: CostProfile) -> Double {
+        guard shape.mixed == 0, let prompt = disturbed.prompts.first else { return 0 }
         var work = CostProfile.Work()
         work.prefillTokens = prompt.inputTokens
         work.prefillSquares = Double(prompt.inputTokens * prompt.inputTokens)
         let chunks = (Double(prompt.inputTokens) / Double(chunk)).rounded(.up)
         let alone = profile.time(of: work).seconds * 1000 + (chunks - 1) * profile.prefill.base
-        let times = disturbed.prompts.compactMap { job in job.prefilling.map { job.firstToken - $0 } }
-        var step = CostProfile.Work()
-        step.decodeJobs = 4
-        step.contextTokens = 4 * (16 + (disturbed.decoding.first?.outputTokens ?? 0) / 2)
-        let gap = profile.time(of: step).seconds * 1000
-        func excess(_ measured: [Double], over alone: Double) -> Double {
-            measured.isEmpty || alone <= 0 ? 0 : min(max(Self.middle(measured) / alone - 1, 0), 4)
+        let decoding = disturbed.decoding.compactMap(\.decodingTime)
+        guard let from = decoding.map(\.lowerBound).min(), let to = decoding.map(\.upperBound).max() else { return 0 }
+        let times = disturbed.prompts.compactMap { job -> Double? in
+            guard let time = job.promptTime, time.lowerBound >= from, time.upperBound <= to else { return nil }
+            return time.upperBound - time.lowerBound
         }
-        return (excess(times, over: alone), excess(disturbed.decoding.compactMap(\.gap), over: gap))
+        guard times.count > 2, alone > 0 else { return 0 }
+        return min(max(Self.mean(times) / alone - 1, 0), 4)
     }
 
-    /// Mean of the middle half: outliers of a shared machine weigh nothing, and skew a little.
-    static func middle(_ values: [Double]) -> Double {
-        let sorted = values.sorted()
-        let cut = sorted.count / 4
-        let kept = sorted.dropFirst(cut).dropLast(cut)
+    /// Without the greatest twentieth: a machine that did something else for a while says nothing.
+    static func mean(_ values: [Double]) -> Double {
+        let kept = values.sorted().dropLast(values.count / 20)
         return kept.isEmpty ? 0 : kept.reduce(0, +) / Double(kept.count)
-    }
-
-    static func median(_ values: [Double]) -> Double {
-        let sorted = values.sorted()
-        guard !sorted.isEmpty else { return 0 }
-        return (sorted[(sorted.count - 1) / 2] + sorted[sorted.count / 2]) / 2
     }
 
     // MARK: Telling
@@ -221,8 +234,8 @@ struct ProfileFit {
         let (decodeX, decodeY) = decodeRows
         let prefillError = LeastSquares.meanError(
             prefillX, prefillY, [profile.prefill.base, profile.prefill.linear, profile.prefill.other])
-        let decodeError = LeastSquares.meanError(
-            decodeX, decodeY, [profile.decode.base, profile.decode.linear, profile.decode.other])
+        let decodeFit = LeastSquares.relative(decodeX, decodeY) ?? [0, 0, 0, 0]
+        let decodeError = LeastSquares.meanError(decodeX, decodeY, decodeFit)
         func row(_ name: String, _ line: CostProfile.Line, _ error: Double, _ samples: Int) -> [String] {
             [
                 name, Decimals.fixed(line.base, 4), Decimals.fixed(line.linear, 6), Decimals.fixed(line.other, 8),
@@ -235,13 +248,6 @@ struct ProfileFit {
                 row("prefill (other: tokens squared)", profile.prefill, prefillError, prefillY.count),
                 row("decode (per token: context; other: jobs)", profile.decode, decodeError, decodeY.count),
             ])
-        let loads = zip(decodeX, decodeY).map { row, gap in
-            [
-                "\(Int(row[2]))", Decimals.fixed(row[1], 0), Decimals.fixed(gap, 3),
-                Decimals.fixed(
-                    profile.decode.base + profile.decode.linear * row[1] + profile.decode.other * row[2], 3),
-            ]
-        }
         let prompts = zip(prefillX, prefillY).map { row, time in
             [
                 "\(Int(row[1]))", Decimals.fixed(time, 3),
@@ -251,7 +257,6 @@ struct ProfileFit {
         }
         let samples =
             Terminal.table(["PROMPT TOKENS", "MS", "FITTED"], prompts) + "\n"
-            + Terminal.table(["JOBS", "CONTEXT", "GAP MS", "FITTED"], loads) + "\n"
         return ([shape.name] + method).joined(separator: "\n") + "\n" + samples + table
             + "\nmessage one way \(Decimals.fixed(profile.linkLatency.seconds * 1000, 3)) ms, pages "
             + "\(Terminal.bytes(profile.linkBytesPerSecond))/s, hand-over "

@@ -18,7 +18,7 @@ import Testing
         "DecodeCore": ["ServingTypes", "Messages", "Scheduling", "KVPaging"],
     ]
 
-    static let mechanisms: Set<String> = ["HTTPSession", "ModelRuntime", "WireCodec", "ModelFiles"]
+    static let mechanisms: Set<String> = ["HTTPSession", "ModelRuntime", "WireCodec", "ModelFiles", "LoadBench"]
     static let drivers: Set<String> = ["FrontDoor", "Hosting", "ClusterTransport", "Ledger", "LocalSupervisor"]
 
     @Test func pureTargetsImportOnlyWhatTheirLayerAllows() {
