@@ -154,7 +154,7 @@ let tests: [Target] = [
         dependencies: [
             "Simulation", "CoordinatorCore", "PrefillCore", "DecodeCore", "Scheduling", "KVPaging", "Messages",
             "ServingMetrics", "ServingTypes",
-        ], exclude: ["Fixtures"]),
+        ]),
     .testTarget(name: "TidyTests"),
     .testTarget(
         name: "ClusterTests",

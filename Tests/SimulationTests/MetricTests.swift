@@ -5,8 +5,13 @@ import Testing
 @testable import Simulation
 
 @Suite struct MetricTests {
+    /// The artifact's logs are others' data and stay outside: fair_bench/*/all_results_real.jsonl of
+    /// Ying1123/VTC-artifact as tenant, input and output tokens, arrival, time to first token and latency
+    /// in seconds, tabs between them, one file per policy.
+    static let logs = ProcessInfo.processInfo.environment["TANDEM_VTC_LOGS"]
+
     static func log(_ name: String) throws -> [JobRecord] {
-        let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("Fixtures")
+        let folder = URL(fileURLWithPath: try #require(logs))
         let text = try String(contentsOf: folder.appendingPathComponent("vtc-artifact-\(name).tsv"), encoding: .utf8)
         return try text.split(separator: "\n").map { line in
             let cells = line.split(separator: "\t").compactMap { Double($0) }
@@ -18,10 +23,12 @@ import Testing
     }
 
     /// Property 24 of scheduling.md §6, with the artifact's own logs.
-    @Test(arguments: [
-        ("fcfs", 1500, 759.97, 433.53, 32112.0), ("vtc", 1500, 368.40, 251.66, 6549.16),
-        ("rpm5", 581, 143.86, 83.58, 1020.46),
-    ])
+    @Test(
+        .enabled(if: logs != nil, "TANDEM_VTC_LOGS names no folder with the artifact's logs"),
+        arguments: [
+            ("fcfs", 1500, 759.97, 433.53, 32112.0), ("vtc", 1500, 368.40, 251.66, 6549.16),
+            ("rpm5", 581, 143.86, 83.58, 1020.46),
+        ])
     func theDiffMetricGivesThePublishedValues(
         name: String, count: Int, max: Double, mean: Double, variance: Double
     ) throws {

@@ -27,8 +27,6 @@ MUTANTS = [
      "let known = 0"),
     ("output charged twice", "CoordinatorCore/Tokens.swift", "policy.produced(id, tokens: fresh.count)",
      "policy.produced(id, tokens: fresh.count + (start == 0 ? 1 : 0))"),
-    ("checksums ignored at D", "DecodeCore/Landings.swift", "end.pages.contains { sum in",
-     "!end.pages.isEmpty && end.pages.count > 9999 && end.pages.contains { sum in"),
 ]
 MANIFEST = """// swift-tools-version: 6.2
 import PackageDescription
