@@ -2,11 +2,12 @@
 SWIFT ?= swift
 MODEL ?= cluster/models/tandem-stories-5m
 
-.PHONY: bench bench-policies bench-engine bench-serving run test setup build release proto format lint fuzz asan-kernels clean help
+.PHONY: safety bench bench-policies bench-engine bench-serving run test setup build release proto format lint fuzz asan-kernels clean help
 
 help:
 	@echo "make run      build, start a local cluster on the bundled model, run jobs through it, stop"
 	@echo "make test     build and run every test"
+	@echo "make safety   10,000 seeds of the fault model on the production cores, one core, some two minutes"
 	@echo "make release  build the programs into .build/release"
 	@echo "make bench    measure page links, the engine and a local cluster on this machine"
 	@echo "make bench-engine    the engine against llama.cpp, row by row (TANDEM_PEER names its programs' folder)"
@@ -40,6 +41,10 @@ format:
 
 lint:
 	@$(SWIFT) format lint --strict -r Sources Tests Package.swift
+
+safety: setup
+	@$(SWIFT) build -c release --product tandem-safety
+	@.build/release/tandem-safety $(ARGS)
 
 asan-kernels: setup
 	@./ops/asan-kernels.sh

@@ -97,6 +97,7 @@ let programs: [Target] = [
             "Tokenization",
             argumentParser,
         ]),
+    .executableTarget(name: "tandem-safety", dependencies: ["Simulation"]),
     .executableTarget(name: "tandem-coordinator", dependencies: ["Hosting", argumentParser]),
     .executableTarget(name: "tandem-prefill", dependencies: ["Hosting", "ServingTypes", argumentParser]),
     .executableTarget(name: "tandem-decode", dependencies: ["Hosting", "ServingTypes", argumentParser]),
@@ -147,7 +148,8 @@ let tests: [Target] = [
             "Hosting", "CoordinatorCore", "DecodeCore", "ClusterTransport", "FrontDoor", "Ledger", "KVPaging",
             "Messages",
             "Scheduling", "BoundedJSON", "ServingTypes", .product(name: "Logging", package: "swift-log"),
-            .product(name: "NIOEmbedded", package: "swift-nio"),
+            .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOEmbedded", package: "swift-nio"),
+            .product(name: "NIOPosix", package: "swift-nio"),
         ]),
     .testTarget(
         name: "SimulationTests",

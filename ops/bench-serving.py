@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Serving, side by side in one run: `make bench-serving`.
 
-The same load against a disaggregated Tandem cluster (1 prefill, 1 decode), a mixed Tandem worker, and llama.cpp's
-server with 8 and with 16 slots, each with two threads in all, on the 0.5B shape in Q8_0. `tandem bench` makes the
-load. Every cell is measured with each server in turn, freshly started and alone on the machine.
+The same load against a disaggregated Tandem cluster (1 prefill, 1 decode), the same with relief (the decode worker
+computes long prompts where the prefill worker is behind), a mixed Tandem worker, and llama.cpp's server with 8 and
+with 16 slots, each with two threads in all, on the 0.5B shape in Q8_0. `tandem bench` makes the load. Every cell is
+measured with each server in turn, freshly started and alone on the machine.
 
 TANDEM_PEER names the folder of llama-server (ops/build-peer.sh makes one); without it the peer is skipped.
 TANDEM_BENCH_MODELS names the folder of the models (ops/bench-models.sh).
@@ -143,6 +144,8 @@ class Bench:
         systems = [
             TandemCluster("Tandem 1 prefill + 1 decode", "--prefill", 1, "--decode", 1, "--threads", 1,
                           "--local-prefill-tokens", 0),
+            TandemCluster("Tandem 1 + 1 with relief", "--prefill", 1, "--decode", 1, "--threads", 1,
+                          "--local-prefill-tokens", 0, "--relief-wait-ms", 200, "--step-limit-ms", 60),
             TandemCluster("Tandem mixed", "--prefill", 0, "--decode", 0, "--mixed", 1, "--threads", 2),
         ]
         if self.peer:

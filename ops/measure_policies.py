@@ -3,12 +3,20 @@
 Latencies are the coordinator's own stamps (GET /v1/jobs/ID): TTFT from arrival to the first token, JCT from arrival
 to the last, normalised latency JCT per output token. The driver streams nothing, so that it takes little of the
 machine that it measures.
+
+Method of the latency table. The capacity is what fcfs serves in the middle of a backlog: jobs of the same mix, all
+there at once, from the end of the first sixth to the end of the fifth sixth of them, so that neither the empty
+pipeline at the beginning nor the last long outputs at the end count. Each round has its own seed, and in it every
+policy serves the same jobs at the same instants on a cluster of its own, which has served some others before that do
+not count; the order of the policies turns from round to round. A figure is the median of the rounds, its spread their
+least and greatest; the factor against fcfs is taken round by round.
 """
 
 import asyncio
 import json
 import math
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -120,14 +128,16 @@ def mixed(seed, count, rate, vocabulary, scale):
     return jobs
 
 
-async def play(cluster, jobs):
-    """Open loop: every job at its instant."""
+async def play(cluster, jobs, ends=None):
+    """Open loop: every job at its instant. `ends` takes the instants at which answers came."""
     began = time.monotonic()
 
     async def one(at, tenant, prompt, output, seed):
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
         try:
             job, _ = await cluster.complete(prompt, output, seed, tenant, address=f"127.0.0.{2 + seed % 8}")
+            if ends is not None:
+                ends.append(time.monotonic() - began)
             return job, output
         except Refused as refusal:
             return None, str(refusal)
@@ -164,26 +174,43 @@ async def flood(cluster, tenant, outstanding, until, prompt, output, vocabulary,
 
 
 async def capacity(cluster, options, seed):
-    """Jobs of the mixed workload per second, all of them there at once."""
-    jobs = [(0.0, *job[1:]) for job in mixed(seed, options["calibration"], 1.0, options["vocabulary"], options["scale"])]
-    result = await play(cluster, jobs)
-    return options["calibration"] / result["elapsed_s"]
+    """Jobs of the mixed workload per second, in the middle of a backlog of them."""
+    count, ends = options["calibration"], []
+    jobs = [(0.0, *job[1:]) for job in mixed(seed, count, 1.0, options["vocabulary"], options["scale"])]
+    await warm_up(cluster, options)
+    await play(cluster, jobs, ends)
+    ends.sort()
+    first, last = len(ends) // 6, 5 * len(ends) // 6
+    return (last - first) / (ends[last] - ends[first])
+
+
+async def warm_up(cluster, options):
+    """Jobs that count for nothing: caches, cost estimates and learned lengths are there before the clock starts."""
+    await play(cluster, mixed(99, options["warm_up"], options.get("rate") or 4.0, options["vocabulary"], options["scale"]))
+    await cluster.settled()
 
 
 async def overload(cluster, options):
     """Two tenants 1:1, unlike in prompts and outputs, both with more waiting than runs, for `seconds`."""
     seconds = options["overload_s"]
-    until = time.monotonic() + seconds + 4
+    settle = max(3.0, seconds / 10)
+    until = time.monotonic() + seconds + settle + 2
     tasks = [
-        asyncio.create_task(flood(cluster, "short", 24, until, (16, 64), (8, 40), options["vocabulary"], 1)),
-        asyncio.create_task(flood(cluster, "long", 24, until, (64, 256), (60, 160), options["vocabulary"], 2)),
+        asyncio.create_task(flood(cluster, "short", 40, until, (16, 64), (8, 40), options["vocabulary"], 1)),
+        asyncio.create_task(flood(cluster, "long", 40, until, (64, 256), (60, 160), options["vocabulary"], 2)),
     ]
-    await asyncio.sleep(seconds + 2)
+    # Until the first outputs of both have ended, the slots are not shared as they will be.
+    await asyncio.sleep(settle)
+    least, end = {"short": 1 << 30, "long": 1 << 30}, time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(0.5)
+        now = await cluster.tenants(1)
+        least = {name: min(least[name], now[name]["waiting_jobs"]) for name in least}
     shares = await cluster.tenants(seconds)
     await asyncio.gather(*tasks)
     units = {name: shares[name]["served_units"] for name in ("short", "long")}
     return {
-        "seconds": seconds, "units": units,
+        "seconds": seconds, "units": units, "least_waiting": least,
         "difference": abs(units["short"] - units["long"]) / (sum(units.values()) / 2),
         "served_share": {name: shares[name]["served_share"] for name in units},
     }
@@ -280,30 +307,50 @@ async def measure(what, cluster, options):
     if what == "capacity":
         return await capacity(cluster, options, 5)
     if what == "latency":
-        jobs = mixed(options["seed"], options["jobs"], options["rate"], options["vocabulary"], options["scale"])
+        await warm_up(cluster, options)
+        jobs = mixed(options["round_seed"], options["jobs"], options["rate"], options["vocabulary"], options["scale"])
         return await play(cluster, jobs)
     result = await {"overload": overload, "isolation": isolation, "preempted": preempted,
                     "decisions": decisions}[what](cluster, options)
     return result
 
 
-def table(result):
+METRICS = ("jct_ms", "ttft_ms", "normalised_ms_per_token")
+
+
+def latency_table(result):
+    rounds = result["rounds"]
     lines = [
         f"{result['jobs']} jobs of one seeded workload of mixed lengths at {result['rate']:.2f} jobs/s "
-        f"({100 * result['load']:.0f} % of {result['capacity']:.2f} jobs/s); milliseconds",
-        f"{'policy':14}" + "".join(f"{h:>11}" for h in (
-            "JCT mean", "P95", "P99", "TTFT mean", "P95", "P99", "norm mean", "P95", "P99", "preempted", "refused", "tok/s")),
+        f"({100 * result['load']:.0f} % of {result['capacity']:.2f} jobs/s, fcfs in the middle of a backlog); "
+        f"{rounds} round(s), each its own seed, {result['warm_up']} jobs before that do not count; milliseconds, "
+        "median of the rounds (least-greatest)",
+        f"{'policy':14}" + "".join(f"{h:>20}" for h in (
+            "JCT mean", "JCT P95", "JCT P99", "TTFT mean", "TTFT P95", "TTFT P99", "norm mean", "norm P95", "norm P99",
+            "JCT mean / fcfs", "tok/s")) + f"{'preempted':>11}{'refused':>9}",
     ]
+
+    def cell(values, digits=1):
+        middle = f"{statistics.median(values):.{digits}f}"
+        return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+    base = result["latency"].get("fcfs")
     for name, rows in result["latency"].items():
-        cells = []
-        for metric in ("jct_ms", "ttft_ms", "normalised_ms_per_token"):
-            cells += [f"{rows[metric][k]:.1f}" for k in ("mean", "p95", "p99")]
-        cells += [str(rows["preemptions"]), str(rows["refused"]), f"{rows['output_tokens_per_second']:.0f}"]
-        lines.append(f"{name:14}" + "".join(f"{c:>11}" for c in cells))
-    lines.append("")
+        cells = [cell([row[metric][k] for row in rows]) for metric in METRICS for k in ("mean", "p95", "p99")]
+        cells.append(cell([row["jct_ms"]["mean"] / other["jct_ms"]["mean"] for row, other in zip(rows, base)], 2)
+                     if base else "-")
+        cells.append(cell([row["output_tokens_per_second"] for row in rows], 0))
+        lines.append(f"{name:14}" + "".join(f"{c:>20}" for c in cells)
+                     + f"{sum(row['preemptions'] for row in rows):>11}{sum(row['refused'] for row in rows):>9}")
+    return lines
+
+
+def table(result):
+    lines = latency_table(result) + [""] if result["latency"] else []
     for name, row in result.get("overload", {}).items():
         lines.append(f"two tenants 1:1 overloaded for {row['seconds']} s, {name}: units {row['units']}, "
-                     f"difference {100 * row['difference']:.1f} % of the mean")
+                     f"difference {100 * row['difference']:.1f} % of the mean; never fewer waiting than "
+                     f"{row['least_waiting']}")
     for name, row in result.get("isolation", {}).items():
         lines.append(f"light tenant beside a flood, {name}: TTFT median {row['idle_ttft_ms']['p50']:.1f} -> "
                      f"{row['beside_ttft_ms']['p50']:.1f} ms ({row['median_ratio']:.2f}x), P99 "
@@ -331,22 +378,35 @@ def main():
             return asyncio.run(measure(what, cluster, options))
 
     result = {"machine": options["machine"], "model": options["model"], "flags": flags, "jobs": options["jobs"],
-              "load": options["load"], "seed": options["seed"], "latency": {}}
-    result["capacity"] = options.get("capacity") or run("fcfs", "capacity")
-    result["rate"] = options["rate"] = result["capacity"] * options["load"]
-    for policy in options["policies"]:
-        result["latency"][policy] = run(policy, "latency")
+              "load": options["load"], "seed": options["seed"], "rounds": options["rounds"],
+              "warm_up": options["warm_up"], "latency": {}}
+
+    def report():
+        text = table(result)
+        if options["results"]:
+            with open(options["results"] + ".json", "w") as file:
+                json.dump(result, file, indent=1)
+            with open(options["results"] + ".txt", "w") as file:
+                file.write(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(flags)}\n\n{text}\n")
+        return text
+
+    if options["policies"]:
+        result["capacity"] = options.get("capacity") or run("fcfs", "capacity")
+        result["rate"] = options["rate"] = result["capacity"] * options["load"]
+        result["latency"] = {policy: [] for policy in options["policies"]}
+    for number in range(options["rounds"] if options["policies"] else 0):
+        options["round_seed"] = options["seed"] + number
+        turn = number * len(options["policies"]) // options["rounds"]
+        for policy in options["policies"][turn:] + options["policies"][:turn]:
+            result["latency"][policy].append(run(policy, "latency"))
+        result["rounds"] = number + 1
+        report()
     for what in options["tests"]:
         result[what] = {}
         for policy in options["fair_policies"] if what != "decisions" else options["fair_policies"][-1:]:
             result[what][policy] = run(policy, what)
-    text = table(result)
-    print(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(flags)}\n\n{text}")
-    if options["results"]:
-        with open(options["results"] + ".json", "w") as file:
-            json.dump(result, file, indent=1)
-        with open(options["results"] + ".txt", "w") as file:
-            file.write(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(flags)}\n\n{text}\n")
+            report()
+    print(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(flags)}\n\n{report()}")
 
 
 main()

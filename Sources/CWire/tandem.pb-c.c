@@ -1222,6 +1222,51 @@ void   tandem__token_step__free_unpacked
   assert(message->base.descriptor == &tandem__token_step__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   tandem__room__init
+                     (Tandem__Room         *message)
+{
+  static const Tandem__Room init_value = TANDEM__ROOM__INIT;
+  *message = init_value;
+}
+size_t tandem__room__get_packed_size
+                     (const Tandem__Room *message)
+{
+  assert(message->base.descriptor == &tandem__room__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t tandem__room__pack
+                     (const Tandem__Room *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &tandem__room__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t tandem__room__pack_to_buffer
+                     (const Tandem__Room *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &tandem__room__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Tandem__Room *
+       tandem__room__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Tandem__Room *)
+     protobuf_c_message_unpack (&tandem__room__descriptor,
+                                allocator, len, data);
+}
+void   tandem__room__free_unpacked
+                     (Tandem__Room *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &tandem__room__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   tandem__token_steps__init
                      (Tandem__TokenSteps         *message)
 {
@@ -2660,7 +2705,7 @@ const ProtobufCMessageDescriptor tandem__hello_ack__descriptor =
   (ProtobufCMessageInit) tandem__hello_ack__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__register__field_descriptors[12] =
+static const ProtobufCFieldDescriptor tandem__register__field_descriptors[13] =
 {
   {
     "role",
@@ -2806,6 +2851,18 @@ static const ProtobufCFieldDescriptor tandem__register__field_descriptors[12] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "jobs_max",
+    13,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Tandem__Register, has_jobs_max),
+    offsetof(Tandem__Register, jobs_max),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__register__field_indices_by_name[] = {
   6,   /* field[6] = batch_jobs_max */
@@ -2814,6 +2871,7 @@ static const unsigned tandem__register__field_indices_by_name[] = {
   1,   /* field[1] = data_host */
   2,   /* field[2] = data_port */
   9,   /* field[9] = held */
+  12,   /* field[12] = jobs_max */
   5,   /* field[5] = page_bytes */
   8,   /* field[8] = process_id */
   11,   /* field[11] = reserves_whole_jobs */
@@ -2824,7 +2882,7 @@ static const unsigned tandem__register__field_indices_by_name[] = {
 static const ProtobufCIntRange tandem__register__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 12 }
+  { 0, 13 }
 };
 const ProtobufCMessageDescriptor tandem__register__descriptor =
 {
@@ -2834,7 +2892,7 @@ const ProtobufCMessageDescriptor tandem__register__descriptor =
   "Tandem__Register",
   "tandem",
   sizeof(Tandem__Register),
-  12,
+  13,
   tandem__register__field_descriptors,
   tandem__register__field_indices_by_name,
   1,  tandem__register__number_ranges,
@@ -4084,7 +4142,7 @@ const ProtobufCMessageDescriptor tandem__transfer_reply__descriptor =
   (ProtobufCMessageInit) tandem__transfer_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__set_running__field_descriptors[3] =
+static const ProtobufCFieldDescriptor tandem__set_running__field_descriptors[5] =
 {
   {
     "run",
@@ -4122,16 +4180,42 @@ static const ProtobufCFieldDescriptor tandem__set_running__field_descriptors[3] 
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "standby",
+    4,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Tandem__SetRunning, n_standby),
+    offsetof(Tandem__SetRunning, standby),
+    &tandem__transfer_id__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "wanted_blocks",
+    5,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Tandem__SetRunning, has_wanted_blocks),
+    offsetof(Tandem__SetRunning, wanted_blocks),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__set_running__field_indices_by_name[] = {
   2,   /* field[2] = order */
   1,   /* field[1] = pause */
   0,   /* field[0] = run */
+  3,   /* field[3] = standby */
+  4,   /* field[4] = wanted_blocks */
 };
 static const ProtobufCIntRange tandem__set_running__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 5 }
 };
 const ProtobufCMessageDescriptor tandem__set_running__descriptor =
 {
@@ -4141,7 +4225,7 @@ const ProtobufCMessageDescriptor tandem__set_running__descriptor =
   "Tandem__SetRunning",
   "tandem",
   sizeof(Tandem__SetRunning),
-  3,
+  5,
   tandem__set_running__field_descriptors,
   tandem__set_running__field_indices_by_name,
   1,  tandem__set_running__number_ranges,
@@ -4640,7 +4724,58 @@ const ProtobufCMessageDescriptor tandem__token_step__descriptor =
   (ProtobufCMessageInit) tandem__token_step__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor tandem__token_steps__field_descriptors[3] =
+static const ProtobufCFieldDescriptor tandem__room__field_descriptors[2] =
+{
+  {
+    "free_blocks",
+    1,
+    PROTOBUF_C_LABEL_REQUIRED,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__Room, free_blocks),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "free_host_pages",
+    2,
+    PROTOBUF_C_LABEL_REQUIRED,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__Room, free_host_pages),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned tandem__room__field_indices_by_name[] = {
+  0,   /* field[0] = free_blocks */
+  1,   /* field[1] = free_host_pages */
+};
+static const ProtobufCIntRange tandem__room__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor tandem__room__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "tandem.Room",
+  "Room",
+  "Tandem__Room",
+  "tandem",
+  sizeof(Tandem__Room),
+  2,
+  tandem__room__field_descriptors,
+  tandem__room__field_indices_by_name,
+  1,  tandem__room__number_ranges,
+  (ProtobufCMessageInit) tandem__room__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor tandem__token_steps__field_descriptors[5] =
 {
   {
     "iteration",
@@ -4678,16 +4813,42 @@ static const ProtobufCFieldDescriptor tandem__token_steps__field_descriptors[3] 
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "room",
+    4,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Tandem__TokenSteps, room),
+    &tandem__room__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "started",
+    5,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Tandem__TokenSteps, n_started),
+    offsetof(Tandem__TokenSteps, started),
+    &tandem__transfer_id__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__token_steps__field_indices_by_name[] = {
   1,   /* field[1] = compute_time */
   0,   /* field[0] = iteration */
+  3,   /* field[3] = room */
+  4,   /* field[4] = started */
   2,   /* field[2] = steps */
 };
 static const ProtobufCIntRange tandem__token_steps__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 5 }
 };
 const ProtobufCMessageDescriptor tandem__token_steps__descriptor =
 {
@@ -4697,7 +4858,7 @@ const ProtobufCMessageDescriptor tandem__token_steps__descriptor =
   "Tandem__TokenSteps",
   "tandem",
   sizeof(Tandem__TokenSteps),
-  3,
+  5,
   tandem__token_steps__field_descriptors,
   tandem__token_steps__field_indices_by_name,
   1,  tandem__token_steps__number_ranges,

@@ -39,6 +39,9 @@ public struct Coordinator: Sendable {
     /// Results of the event at hand.
     var actions: [CoordinatorAction] = []
     var mayPlace = false
+    /// The waiting job that others give memory up for.
+    var claim: Claim?
+    var isClaimed = false
     var replans: [WorkerID] = []
 
     /// `naming` names the blocks of a resumed sequence beyond its prompt; without it a resumed job
@@ -105,9 +108,13 @@ public struct Coordinator: Sendable {
     mutating func setPhase(_ id: JobID, _ phase: Phase) {
         let before = jobs.change(id) { job in
             defer { job.phase = phase }
-            return (wasWaiting: job.phase.isWaiting, wasOnBridge: job.phase.isOnBridge, tenant: job.tenant)
+            return (
+                wasWaiting: job.phase.isWaiting, wasOnBridge: job.phase.isOnBridge, tenant: job.tenant,
+                asked: job.phase.askedForRoom
+            )
         }
-        guard let (wasWaiting, wasOnBridge, tenant) = before else { return }
+        guard let (wasWaiting, wasOnBridge, tenant, asked) = before else { return }
+        if let asked, phase.askedForRoom == nil { workers.change(asked.id) { $0.answered(id) } }
         if wasOnBridge != phase.isOnBridge { countBridge(id, entering: !wasOnBridge) }
         guard wasWaiting != phase.isWaiting else { return }
         let change = wasWaiting ? -1 : 1

@@ -76,10 +76,11 @@ public struct CoordinatorConfiguration: Sendable {
     /// Jobs, and tokens of them, that one prefill worker has before it has to finish some.
     public var prefillWindowJobs = 4
     public var prefillWindowTokens = 8192
-    /// Jobs resident on a decode worker, in percent of its slots: above 100 the rest is paused.
+    /// Jobs resident on a decode worker, in percent of its slots: above 100 the rest is paused. Jobs in
+    /// its host tier do not count, nor, for one that comes, those that it would displace from a slot.
     public var decodeResidencyPercent = 150
-    /// The same for a worker with a host tier, where those that wait need not lie in its pool.
-    public var swapResidencyPercent = 300
+    /// When decode workers take long prompts; nil: never.
+    public var relief: ReliefConfiguration?
     /// Nil: free blocks and slots decide alone.
     public var roomRule: (any RoomRule)?
     /// Whether each tenant has its share of what lies between the roles (`BridgeQuota`), and the

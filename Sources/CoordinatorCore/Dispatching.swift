@@ -3,26 +3,28 @@ import Scheduling
 import ServingTypes
 
 extension Coordinator {
-    /// Gives out waiting jobs in the policy's order until the first that has to wait: nothing is
-    /// skipped, so that a job which fits badly is not overtaken for ever. Tenants that have their
-    /// share of the bridge stand back while others have not, and are looked at again where others went.
+    /// Gives out waiting jobs in the policy's order until the first that has to wait: no job is skipped
+    /// for ever, so that one which fits badly goes at last. Tenants that have their share of the bridge
+    /// stand back while others have not, and under fair sharing those whose next job finds no room, both
+    /// only for tenants within theta; they are looked at again where others went.
     mutating func placeWaiting() {
-        mayPlace = false
+        (mayPlace, isClaimed) = (false, false)
         var again = true
         while again {
             again = placeRound()
             policy.resumeTenants()
         }
+        if !isClaimed { setClaim(nil) }
     }
 
     /// Whether a tenant stood back and others went, so that its share may have grown.
     private mutating func placeRound() -> Bool {
         var (stoodBack, went) = (false, false)
+        var looks = Limits.roomlessTenants
         while let id = policy.next(at: now), let job = jobs[id] {
             switch place(job) {
             case .pair(let prefill, let decode):
-                if hasItsShare(job) {
-                    policy.suspend(job.tenant)
+                if hasItsShare(job), policy.standBack(job.tenant) {
                     stoodBack = true
                 } else {
                     startPair(id, prefill, decode)
@@ -31,7 +33,10 @@ extension Coordinator {
             case .local(let worker):
                 startLocal(id, worker)
                 went = true
-            case .wait: return false
+            case .wait:
+                if !isClaimed { claimRoom(for: job) }
+                looks -= 1
+                guard configuration.policy.bendsToRoom, looks > 0, policy.standBack(job.tenant) else { return false }
             case .hold: hold(id, for: configuration.holdAfterRefusals)
             case .never(let error): end(id, .failed(error))
             }
@@ -62,7 +67,9 @@ extension Coordinator {
         switch placement.place(request, prefill: sources.open, decode: sinks.open, costs: costs) {
         case .pair(let prefill, let decode): return .pair(prefill, decode)
         case .local(let worker): return .local(worker)
-        case .none: return sources.refused > 0 && sources.busy == 0 ? .hold : .wait
+        case .none:
+            if let worker = relief(for: job, sources: sources, sinks: sinks) { return .local(worker) }
+            return sources.refused > 0 && sources.busy == 0 ? .hold : .wait
         }
     }
 
@@ -146,40 +153,14 @@ extension Coordinator {
                 && (worker.prefills.isEmpty
                     || worker.queuedTokens + job.sequenceTokens <= configuration.prefillWindowTokens)
         case .decode, .mixed:
-            return blocks <= worker.availableBlocks && hasPlace(worker, for: job, &looks)
+            return blocks + growthReserve(of: worker) <= worker.availableBlocks && hasPlace(worker, for: job, &looks)
                 && configuration.roomRule?.admits(job.id, on: worker.ref) ?? true
         }
     }
 
-    /// Below the residency, or, where the job would take the slot of a resident, above it: otherwise
-    /// paused jobs of a tenant that is ahead would keep the others out. Each tenant may have a batch
-    /// of jobs this way, or, where tenants do not matter, all together; memory bounds the rest.
-    private func hasPlace(_ worker: Worker, for job: Job, _ looks: inout Int) -> Bool {
-        let (count, limit) = (worker.jobs.count, residentsMax(worker))
-        if count < limit { return true }
-        guard configuration.policy.preemptsRunning, looks > 0 else { return false }
-        let batch = worker.register.batchJobsMax
-        if configuration.policy.separatesTenants {
-            looks -= 1
-            let tenant = job.tenant
-            let own = worker.jobs.reduce(0) { $0 + (jobs.read($1) { $0.tenant == tenant } ?? false ? 1 : 0) }
-            if own >= batch { return false }
-        } else {
-            if count >= limit + batch { return false }
-            looks -= 1
-        }
-        return policy.displaces(job.id, anyOf: worker.residents, at: now)
-    }
-
-    private func residentsMax(_ worker: Worker) -> Int {
-        let percent =
-            worker.register.swapPages > 0 ? configuration.swapResidencyPercent : configuration.decodeResidencyPercent
-        return max(worker.register.batchJobsMax * max(percent, 1) / 100, 1)
-    }
-
     /// Blocks that a worker takes a job with: for its next token, or, where it promises room to the
     /// end, for all that the job may bring.
-    private func blocksTaken(_ job: Job, by register: Register) -> Int {
+    func blocksTaken(_ job: Job, by register: Register) -> Int {
         let next = blocksNeeded(job.sequenceTokens + 1)
         guard register.reservesWholeJobs else { return next }
         let (whole, overflow) = job.promptTokens.addingReportingOverflow(job.submission.sampling.maxTokens)
@@ -263,7 +244,7 @@ extension Coordinator {
         }
         jobs[id] = job
         workers.change(decode.id) { $0.attach(id) }
-        workers.change(decode.id) { $0.availableBlocks -= blocks }
+        workers.change(decode.id) { $0.ask(id, blocks: blocks) }
         return job
     }
 

@@ -181,12 +181,12 @@ enum Phase: Sendable {
         }
     }
 
-    /// Whether this decode worker has been asked for room and has not said yes yet.
-    func isUnanswered(by ref: WorkerRef) -> Bool {
+    /// The worker that has been asked for room and has not said yes yet.
+    var askedForRoom: WorkerRef? {
         switch self {
-        case .reserving(let pair): pair.decode == ref
-        case .starting: true
-        case .queued, .held, .assigned, .prefilling, .transferring, .decoding: false
+        case .reserving(let pair): pair.decode
+        case .starting(let worker): worker
+        case .queued, .held, .assigned, .prefilling, .transferring, .decoding: nil
         }
     }
 

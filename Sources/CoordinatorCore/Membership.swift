@@ -28,15 +28,7 @@ extension Coordinator {
     /// The same process on a new link: what both sides know of stays, the rest is settled.
     private mutating func registerAgain(_ before: Worker, _ register: Register) {
         let held = Set(register.held)
-        var worker = Worker(ref: before.ref, register: register, at: now)
-        worker.jobs = before.jobs
-        worker.prefills = before.prefills
-        worker.queuedTokens = before.queuedTokens
-        worker.residents = before.residents
-        worker.hasPaused = before.hasPaused
-        worker.availableBlocks = before.availableBlocks
-        if before.isDraining { worker.state = before.state }
-        workers[before.ref.id] = worker
+        workers[before.ref.id] = Worker(before, register: register, at: now)
         index.forget(before.ref.id)
         acknowledge(before.ref)
         for id in before.jobs {
@@ -61,7 +53,7 @@ extension Coordinator {
             guard let job = jobs[id], case .decoding(let residence) = job.phase else { continue }
             if residence.running { plan.run.append(job.transfer) } else { plan.pause.append(job.transfer) }
         }
-        if !plan.run.isEmpty || !plan.pause.isEmpty { send(ref, .setRunning(plan)) }
+        if !plan.run.isEmpty || !plan.pause.isEmpty, let worker = current(ref) { sendPlan(plan, to: worker) }
     }
 
     private mutating func acknowledge(_ ref: WorkerRef) {

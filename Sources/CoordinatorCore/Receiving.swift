@@ -37,25 +37,13 @@ extension Coordinator {
     }
 
     private mutating func heartbeat(_ beat: Heartbeat, from ref: WorkerRef) {
-        let available = beat.load.blocks.available - blocksUnanswered(at: ref)
         let now = now
-        let grew = workers.change(ref.id) { worker in
+        workers.change(ref.id) { worker in
             if beat.load.stepsFinished != worker.load.stepsFinished { worker.lastProgress = now }
             worker.load = beat.load
-            defer { worker.availableBlocks = available }
-            return worker.decodes && available > worker.availableBlocks
         }
-        if grew ?? false { wakeHeld() }
+        learnRoom(available: beat.load.blocks.available, freeHostPages: beat.load.swap.free, of: ref)
         refreshOrder(at: ref)
-    }
-
-    /// Blocks asked for that the worker's own count cannot know of yet.
-    private func blocksUnanswered(at ref: WorkerRef) -> Int {
-        var blocks = 0
-        for id in workers.read(ref.id, { $0.jobs }) ?? [] {
-            blocks += jobs.read(id) { job in job.phase.isUnanswered(by: ref) ? job.dispatch?.blocks ?? 0 : 0 } ?? 0
-        }
-        return blocks
     }
 
     private mutating func pagesChanged(_ event: KVEvent, at worker: WorkerRef) {

@@ -6,31 +6,35 @@ import ServingTypes
 extension Coordinator {
     // MARK: What workers say
 
-    /// A job that should run has lost its memory for a while, or has it again.
+    /// A job's pages have left for the host tier, or are back.
     mutating func moved(_ id: JobID, _ notice: SwapNotice) {
         switch notice {
         case .left:
-            let left = jobs.change(id) { job -> Bool in
-                guard case .decoding(var residence) = job.phase, !residence.isAway else { return false }
+            let left = jobs.changeOptional(id) { job -> Residence? in
+                guard case .decoding(var residence) = job.phase, !residence.isAway else { return nil }
                 residence.isAway = true
                 job.phase = .decoding(residence)
-                job.route.preemptions += 1
+                job.route.preemptions += residence.running ? 1 : 0
                 job.route.swaps += 1
-                return true
+                return residence
             }
-            guard left ?? false else { return }
-            counters.preempted += 1
+            guard let left else { return }
+            counters.preempted += left.running ? 1 : 0
             counters.swappedOut += 1
+            workers.change(left.worker.id) { _ = $0.away.insert(id) }
+            needReplan(left.worker.id)
         case .back(let stall):
-            let back = jobs.change(id) { job -> Bool in
-                guard case .decoding(var residence) = job.phase, residence.isAway else { return false }
+            let back = jobs.changeOptional(id) { job -> Residence? in
+                guard case .decoding(var residence) = job.phase, residence.isAway else { return nil }
                 residence.isAway = false
                 job.phase = .decoding(residence)
                 job.route.swapStall = job.route.swapStall + max(stall, .zero)
-                return true
+                return residence
             }
-            guard back ?? false else { return }
+            guard let back else { return }
             counters.swappedBack += 1
+            workers.change(back.worker.id) { _ = $0.away.remove(id) }
+            needReplan(back.worker.id)
             expect(id, within: configuration.jobSilenceMax)
         }
     }
@@ -66,6 +70,6 @@ extension Coordinator {
                     || worker.load.blocks.available * 8 < worker.register.blockCount)
         }
         guard needs ?? false, let worker = workers[ref.id] else { return }
-        send(ref, .setRunning(SetRunning(run: [], pause: [], order: memoryOrder(of: worker))))
+        sendPlan(SetRunning(run: [], pause: [], order: memoryOrder(of: worker)), to: worker)
     }
 }

@@ -6,12 +6,25 @@ extension Coordinator {
     /// One iteration of a decode worker.
     mutating func tokenSteps(_ message: TokenSteps, from worker: WorkerRef) {
         let now = now
-        workers.change(worker.id) { $0.progressed(at: now) }
+        let isNew = workers.change(worker.id) { worker in
+            worker.progressed(at: now)
+            defer { worker.iteration = max(worker.iteration, message.iteration) }
+            return message.iteration > worker.iteration
+        }
         observe(message)
         for step in message.steps { apply(step, from: worker, computeTime: message.computeTime) }
-        guard configuration.policy.preemptsRunning, isCurrent(worker) else { return }
+        guard isCurrent(worker) else { return }
+        if isNew ?? false {
+            for transfer in message.started { tookSlot(transfer, on: worker) }
+            if let room = message.room {
+                learnRoom(available: room.freeBlocks, freeHostPages: room.freeHostPages, of: worker)
+            }
+        }
+        guard configuration.policy.preemptsRunning else { return }
         let isCrowded = workers.read(worker.id) { $0.residents.count > $0.register.batchJobsMax }
-        if isCrowded ?? false { needReplan(worker.id) }
+        guard isCrowded ?? false else { return }
+        needReplan(worker.id)
+        if queuedJobs > 0, !mayPlace, nextWouldGo(to: worker.id) { mayPlace = true }
     }
 
     private mutating func observe(_ message: TokenSteps) {
@@ -88,6 +101,8 @@ extension Coordinator {
     enum Limits {
         /// Steps of one job that may wait for its first token.
         static let earlySteps = 1024
+        /// Tenants whose next job finds no room before placing ends.
+        static let roomlessTenants = 4
     }
 
     /// Appends to the log, then emits, then charges: each token once, whatever is repeated.
@@ -164,49 +179,6 @@ extension Coordinator {
         let queued = local ? workers.read(worker.id) { $0.queuedTokens } ?? 0 : 0
         expect(id, within: configuration.jobSilenceMax + costs.prefill(tokens: queued) * 3)
         needReplan(worker.id)
-    }
-
-    /// Sends plan deltas to the workers whose residents or counters have changed.
-    mutating func replanRunning() {
-        let names = replans
-        replans.removeAll(keepingCapacity: true)
-        for name in names {
-            // Where nobody is paused and nobody needs to be, there is nothing to plan.
-            let isCrowded = workers.read(name) { $0.hasPaused || $0.residents.count > $0.register.batchJobsMax }
-            if isCrowded ?? false, let worker = workers[name] { replan(worker) }
-        }
-    }
-
-    private mutating func replan(_ worker: Worker) {
-        let slots = worker.register.batchJobsMax
-        var chosen = worker.residents
-        if chosen.count > slots {
-            chosen = policy.runningSet(of: worker.residents, slots: slots, at: now)
-        }
-        let running = Set(chosen)
-        var plan = SetRunning(run: [], pause: [])
-        for id in worker.residents {
-            guard let job = jobs[id], case .decoding(var residence) = job.phase else { continue }
-            let runs = running.contains(id)
-            guard runs != residence.running else { continue }
-            residence.running = runs
-            jobs[id]?.phase = .decoding(residence)
-            if runs {
-                plan.run.append(job.transfer)
-                policy.started(id)
-                expect(id, within: configuration.jobSilenceMax)
-            } else {
-                plan.pause.append(job.transfer)
-                if residence.hasStepped {
-                    jobs[id]?.route.preemptions += 1
-                    counters.preempted += 1
-                }
-            }
-        }
-        workers.change(worker.ref.id) { $0.hasPaused = chosen.count < worker.residents.count }
-        guard !plan.run.isEmpty || !plan.pause.isEmpty else { return }
-        if worker.register.swapPages > 0 { plan.order = memoryOrder(of: worker) }
-        send(worker.ref, .setRunning(plan))
     }
 
     // MARK: Charging the prompt

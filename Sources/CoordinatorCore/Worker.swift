@@ -23,8 +23,19 @@ struct Worker: Sendable {
     var residents: [JobID] = []
     /// Whether the last plan left a resident paused.
     var hasPaused = false
-    /// Blocks thought to be free, a hint.
+    /// Residents whose pages lie in the host tier, or are on their way.
+    var away: Set<JobID> = []
+    /// Blocks thought to be free, a hint, and free pages of the host tier.
     var availableBlocks: Int
+    var freeHostPages: Int
+    /// Blocks that it has been asked for and has not promised yet: its own count knows nothing of them.
+    private(set) var unansweredBlocks = 0
+    private var unanswered: [JobID: Int] = [:]
+    /// Of its iterations, the last that was told.
+    var iteration: UInt64 = 0
+    /// What it was told last: who stands by, and the blocks to make free.
+    var standby: [TransferID] = []
+    var wantedBlocks = 0
 
     enum State: Hashable, Sendable {
         case ready
@@ -41,6 +52,24 @@ struct Worker: Sendable {
         lastSent = now
         lastProgress = now
         availableBlocks = register.blockCount
+        freeHostPages = register.swapPages
+    }
+
+    /// The same process on a new link: what is with it stays with it.
+    init(_ before: Worker, register: Register, at now: Instant) {
+        self.init(ref: before.ref, register: register, at: now)
+        jobs = before.jobs
+        prefills = before.prefills
+        queuedTokens = before.queuedTokens
+        residents = before.residents
+        hasPaused = before.hasPaused
+        away = before.away
+        availableBlocks = before.availableBlocks
+        freeHostPages = before.freeHostPages
+        unanswered = before.unanswered
+        unansweredBlocks = before.unansweredBlocks
+        iteration = before.iteration
+        if before.isDraining { state = before.state }
     }
 
     var isDraining: Bool {
@@ -70,7 +99,26 @@ struct Worker: Sendable {
         queuedTokens -= prefills.removeValue(forKey: job) ?? 0
     }
 
+    /// Room is asked for.
+    mutating func ask(_ job: JobID, blocks: Int) {
+        unansweredBlocks += blocks - (unanswered.updateValue(blocks, forKey: job) ?? 0)
+        availableBlocks -= blocks
+    }
+
+    mutating func answered(_ job: JobID) {
+        unansweredBlocks -= unanswered.removeValue(forKey: job) ?? 0
+    }
+
+    /// Takes the worker's own count; true where it has more than was thought.
+    mutating func learn(available: Int, freeHostPages pages: Int) -> Bool {
+        freeHostPages = pages
+        defer { availableBlocks = available - unansweredBlocks }
+        return available - unansweredBlocks > availableBlocks
+    }
+
     mutating func detach(_ job: JobID) {
+        answered(job)
+        away.remove(job)
         if let place = jobs.firstIndex(of: job) { jobs.remove(at: place) }
         if let place = residents.firstIndex(of: job) { residents.remove(at: place) }
         removePrefill(job)

@@ -99,7 +99,7 @@ extension DecodeWorkerCore {
             wantedBlocks = blocks
             return .failure(Refused(reason: .noMemory))
         }
-        wantedBlocks = 0
+        (wantedBlocks, claimedBlocks) = (0, 0)
         admittedBlocks.add(Double(blocks))
         let cached = table.sealed * size
         nextOrder += 1
@@ -120,7 +120,7 @@ extension DecodeWorkerCore {
     }
 
     /// Blocks that another job may take: running ones keep some to grow into.
-    private var admissible: Int {
+    var admissible: Int {
         max(pool.available - (jobs.isEmpty ? 0 : configuration.headroomBlocks), 0)
     }
 
@@ -136,6 +136,8 @@ extension DecodeWorkerCore {
     mutating func apply(_ plan: SetRunning) {
         for transfer in plan.pause { setPaused(transfer, true) }
         for transfer in plan.run { setPaused(transfer, false) }
+        standby = plan.standby
+        claimedBlocks = min(max(plan.wantedBlocks, 0), configuration.blockCount)
         guard !plan.order.isEmpty else { return }
         for transfer in turns { jobs.change(transfer) { $0.rank = .max } }
         for (rank, transfer) in plan.order.enumerated() { jobs.change(transfer) { $0.rank = rank } }

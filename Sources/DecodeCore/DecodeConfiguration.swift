@@ -18,6 +18,9 @@ public struct DecodeConfiguration: Sendable {
     public var stepTokensMax = 512
     /// Prompt tokens of one job in one step at most.
     public var prefillChunkTokens = 256
+    /// How long a step that holds prompt beside decoding jobs should take at most, which bounds what the
+    /// prompt costs them; nil: as long as its tokens take.
+    public var stepLimit: TimeSpan?
     /// Prompt and output of one job at most; a job that reaches it ends with `.length`.
     public var contextTokensMax = 4096
     /// Jobs held at once at most, reservations included.
@@ -60,7 +63,7 @@ public struct DecodeConfiguration: Sendable {
         Register(
             role: role, dataHost: dataHost, dataPort: dataPort, blockTokens: blockTokens, blockCount: blockCount,
             pageBytes: pageBytes, batchJobsMax: batchJobsMax, stepTokensMax: stepTokensMax, processID: processID,
-            held: [], swapPages: swapPages, reservesWholeJobs: reservesWholeJobs)
+            held: [], swapPages: swapPages, reservesWholeJobs: reservesWholeJobs, jobsMax: jobsMax)
     }
 }
 

@@ -134,6 +134,12 @@ struct DecodeJob: Sendable {
     /// Whether the next iteration may compute some of its prompt.
     var wantsPrefill: Bool { isPrefilling && !isPaused && isInPool }
 
+    /// Whether it takes part in iterations, or will as soon as there is one.
+    var usesSlot: Bool { !isLanding && !isPaused && isInPool && ending == nil }
+
+    /// Whether it could take part, were it not paused.
+    var mayStandIn: Bool { !isLanding && isPaused && isInPool && ending == nil }
+
     /// Whether its memory can be taken: nobody else is about to write it.
     var mayGiveWay: Bool { !isLanding && isInPool && ending == nil }
 

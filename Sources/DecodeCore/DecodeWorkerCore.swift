@@ -41,6 +41,10 @@ public struct DecodeWorkerCore: Sendable {
     /// Blocks that admitted jobs brought, and that the last refused one wanted.
     var admittedBlocks = MovingMean()
     var wantedBlocks = 0
+    /// Blocks that the coordinator would have for a job that waits.
+    var claimedBlocks = 0
+    /// Paused jobs that may take a slot that falls free, in order.
+    var standby: [TransferID] = []
 
     /// Slots of given-up transfers that a receiver may still write.
     var fences: [TransferID: Fence] = [:]
@@ -52,6 +56,7 @@ public struct DecodeWorkerCore: Sendable {
     var iteration: UInt64 = 0
     var stepSeconds = MovingMean()
     var prefillRate = MovingMean()
+    var pace = StepPace()
 
     var membership: WorkerMembership
     /// Steps for a coordinator that is away.
@@ -120,6 +125,8 @@ public struct DecodeWorkerCore: Sendable {
         case .swappedIn(let ticket, let outcome): readBack(ticket, outcome)
         case .tick: tick()
         }
+        let started = fillSlots()
+        if !started.isEmpty { emit([], started: started) }
         tendSwaps()
         startStep()
         if underWay == nil, !away.isEmpty {
@@ -223,12 +230,15 @@ public struct DecodeWorkerCore: Sendable {
     }
 
     /// Tokens are never dropped: they wait for the coordinator.
-    mutating func emit(_ steps: [TokenStep], computeTime: TimeSpan = .zero) {
-        guard !steps.isEmpty else { return }
+    mutating func emit(_ steps: [TokenStep], computeTime: TimeSpan = .zero, started: [TransferID] = []) {
+        guard !steps.isEmpty || membership.isUp && !started.isEmpty else { return }
         iteration += 1
-        let message = TokenSteps(iteration: iteration, computeTime: computeTime, steps: steps)
+        var message = TokenSteps(iteration: iteration, computeTime: computeTime, steps: steps)
         if membership.isUp {
-            remember(message)
+            if !steps.isEmpty { remember(message) }
+            // Of this moment only: what is told again after a link broke says nothing of room or slots.
+            message.room = room
+            message.started = started
             return actions.append(.sendToCoordinator(.tokenSteps(message)))
         }
         buffered.append(message)
@@ -246,6 +256,8 @@ public struct DecodeWorkerCore: Sendable {
     mutating func countStale() { counters.staleMessagesDropped &+= 1 }
 
     // MARK: Telling
+
+    private var room: Room { Room(freeBlocks: admissible, freeHostPages: host.counts().free) }
 
     public var blockCounts: BlockCounts { pool.counts() }
 

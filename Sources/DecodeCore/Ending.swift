@@ -35,6 +35,7 @@ extension DecodeWorkerCore {
         }
         forget(transfer)
         if acknowledge { tellCoordinator(.cancelAck(CancelAck(transfer: transfer))) }
+        tellOfRoom()
     }
 
     /// Frees what the job holds and takes it off every list. No step and no writer may use it.

@@ -52,7 +52,7 @@ extension DecodeWorkerCore {
     }
 
     private func addChunks(of prefills: [TransferID], to entries: inout [StepEntry]) {
-        var budget = max(configuration.stepTokensMax, 1) - entries.count
+        var budget = chunkTokens(besides: entries.count)
         for transfer in prefills {
             guard budget > 0, entries.count < max(configuration.batchJobsMax, 1) else { return }
             guard let job = jobs[transfer] else { continue }
@@ -63,6 +63,24 @@ extension DecodeWorkerCore {
                     transfer: transfer, tokens: Array(job.tokens[job.computed..<end]), startPosition: job.computed,
                     blockTable: job.table.slots, sample: end == job.tokens.count ? job.sampleRequest : nil))
         }
+    }
+
+    // MARK: Slots
+
+    /// Jobs that stand by take the slots that have fallen free, without waiting for a plan. A job
+    /// whose pages are away uses no slot until it is back.
+    mutating func fillSlots() -> [TransferID] {
+        guard !standby.isEmpty else { return [] }
+        var free = configuration.batchJobsMax - arrivals.count { jobs.read($0) { $0.usesSlot } ?? false }
+        var started: [TransferID] = []
+        while free > 0, !standby.isEmpty {
+            let next = standby.removeFirst()
+            guard jobs.read(next, { $0.mayStandIn }) ?? false else { continue }
+            jobs.change(next) { $0.isPaused = false }
+            started.append(next)
+            free -= 1
+        }
+        return started
     }
 
     // MARK: Memory
@@ -121,8 +139,11 @@ extension DecodeWorkerCore {
             if let step = apply(outcome, to: share) { steps.append(step) }
         }
         let prefilled = Double(counters.tokensPrefilled &- before)
+        pace.observe(
+            decoders: shares.count { $0.samples && $0.tokens == 1 }, prefilled: Int(prefilled),
+            time: result.computeTime)
         if prefilled > 0, result.computeTime > .zero { prefillRate.add(prefilled / result.computeTime.seconds) }
-        emit(steps, computeTime: result.computeTime)
+        emit(steps, computeTime: result.computeTime, started: fillSlots())
     }
 
     private static let noOutcome = ServingError(.internalError, "The engine's outcome does not answer the step.")

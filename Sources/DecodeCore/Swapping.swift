@@ -45,11 +45,12 @@ extension DecodeWorkerCore {
     }
 
     /// Blocks kept free beyond that for the next job, so that its coming does not wait for a move: as
-    /// many as jobs bring on the average, or as the last one that was refused wanted.
+    /// many as jobs bring on the average, as the last one that was refused wanted, or as the coordinator
+    /// wants for one that waits.
     private var burstReserve: Int {
         max(
             min(Int(admittedBlocks.value.rounded(.up)), configuration.blockCount / 4),
-            min(wantedBlocks, configuration.blockCount / 2))
+            min(wantedBlocks, configuration.blockCount / 2), claimedBlocks)
     }
 
     private var leavingBlocks: Int {
@@ -63,7 +64,7 @@ extension DecodeWorkerCore {
     /// Paused jobs leave ahead of need, the last in order first; a running one only where the next
     /// iterations need more than there is.
     private mutating func writeAhead() {
-        guard pool.available <= turns.count + configuration.blockCount / 2 else { return }
+        guard pool.available <= turns.count + max(configuration.blockCount / 2, claimedBlocks) else { return }
         let running = runnable
         let reserve = lowWater(running: running.count) + burstReserve
         while moves.count < configuration.movesMax, pool.available + leavingBlocks < reserve,
@@ -100,10 +101,10 @@ extension DecodeWorkerCore {
         return true
     }
 
-    /// The coordinator hears of a job that should run and cannot, once.
+    /// The coordinator hears once of a job whose pages are not in the pool.
     mutating func sayLeft(_ transfer: TransferID) {
         let offset = jobs.changeOptional(transfer) { job -> Int? in
-            guard !job.isPaused, !job.isInPool, !job.saidLeft, job.ending == nil else { return nil }
+            guard !job.isInPool, !job.saidLeft, job.ending == nil else { return nil }
             job.saidLeft = true
             return job.outputTokens
         }
@@ -165,8 +166,9 @@ extension DecodeWorkerCore {
     }
 
     /// A job was refused for lack of memory: the coordinator hears at once that there is some.
-    private mutating func tellOfRoom() {
-        guard wantedBlocks > 0, pool.available >= wantedBlocks else { return }
+    mutating func tellOfRoom() {
+        let wanted = max(wantedBlocks, claimedBlocks)
+        guard wanted > 0, admissible >= wanted else { return }
         wantedBlocks = 0
         tellCoordinator(.heartbeat(Heartbeat(load: load)))
     }
@@ -183,7 +185,7 @@ extension DecodeWorkerCore {
             let running = runnable
             if next.turn.isPaused, !running.isEmpty, movesOut > 0 { return }
             // Whoever comes back must not be the reason to write somebody out again.
-            var reserve = running.isEmpty ? 0 : blocksNeededSoon(by: running) + 1
+            var reserve = running.isEmpty ? 0 : blocksNeededSoon(by: running) + 1 + claimedBlocks
             if next.turn.isPaused { reserve = max(reserve, lowWater(running: running.count)) + burstReserve }
             guard pool.available - (total ?? 0) >= reserve, fetch(next.transfer) else {
                 if !next.turn.isPaused { makeWay(for: next, running: running.count) }

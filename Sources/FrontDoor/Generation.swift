@@ -103,7 +103,11 @@ final class Generation: ExchangeHandler {
         for (promptIndex, plan) in plans.enumerated() {
             let pages = door.service.pageIDs(of: prompts[promptIndex].tokens, tenant: pageSpace)
             for copy in 0..<request.n {
-                guard state == .admitting else { return }
+                guard state == .admitting else {
+                    let later = sizes.dropFirst(promptIndex + 1).reduce(0, +) * request.n
+                    return door.service.giveBackQuota(
+                        exchange.caller.tenant, tokens: sizes[promptIndex] * (request.n - copy) + later)
+                }
                 submitChoice(promptIndex: promptIndex, copy: copy, plan: plan, pages: pages)
             }
         }

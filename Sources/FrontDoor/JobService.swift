@@ -37,6 +37,8 @@ public protocol JobService: AnyObject {
     /// Takes a request from the tenant's quotas, or says why it cannot be had. What its jobs do not
     /// use of the tokens comes back when they end.
     func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError?
+    /// Tokens that were taken for jobs that were never submitted.
+    func giveBackQuota(_ tenant: TenantID, tokens: Int)
     func quota(of tenant: TenantID) -> QuotaState
     /// Shares, counters and latencies of the tenants, over the last `window`.
     func tenants(over window: TimeSpan) -> TenantTable

@@ -37,14 +37,16 @@ public struct QuotaState: Hashable, Sendable {
 }
 
 /// Buckets of requests and tokens, one pair per tenant: each holds a minute's worth and refills evenly.
+/// What is kept is what was used, not what is left: a quota that is changed, or set for a tenant that had
+/// none, finds the bucket as full as it would be had it been so before.
 public struct TenantQuotas: Sendable {
-    private struct Buckets {
-        var requests: Double
-        var tokens: Double
+    private struct Use {
+        var requests = 0.0
+        var tokens = 0.0
         var at: Instant
     }
 
-    private var buckets: [TenantID: Buckets] = [:]
+    private var uses: [TenantID: Use] = [:]
 
     public enum Limits {
         /// Tenants whose buckets are not full; further ones begin with full ones.
@@ -59,75 +61,89 @@ public struct TenantQuotas: Sendable {
     public mutating func take(
         _ tenant: TenantID, _ settings: TenantSettings, jobs: Int, tokens: Int, live: Int, at now: Instant
     ) -> ServingError? {
-        if let limit = settings.concurrentJobs, live + jobs > limit {
+        if let error = Self.neverFits(tenant, settings, jobs: jobs, tokens: tokens) { return error }
+        if let limit = settings.concurrentJobs, live > limit - jobs {
             return Self.refusal(
                 "concurrent_jobs",
                 "Tenant \(tenant) has \(live) jobs and asks for \(jobs) more; its limit is \(limit) at once.", after: 1)
         }
         guard settings.requestsPerMinute != nil || settings.tokensPerMinute != nil else { return nil }
+        var use = use(tenant, settings, at: now)
+        if let limit = settings.requestsPerMinute, Double(limit) - use.requests < 1 {
+            let wait = (1 + use.requests - Double(limit)) * Limits.minute / Double(limit)
+            return Self.refusal(
+                "requests_per_minute",
+                "Tenant \(tenant) has used its \(limit) requests per minute; the next one is free in"
+                    + " \(Self.shown(wait)) s.", after: wait)
+        }
+        if let limit = settings.tokensPerMinute, Double(limit) - use.tokens < Double(tokens) {
+            let left = Double(limit) - use.tokens
+            let wait = (Double(tokens) - left) * Limits.minute / Double(limit)
+            return Self.refusal(
+                "tokens_per_minute",
+                "Tenant \(tenant) has \(Int(max(left, 0))) of its \(limit) tokens per minute left and the request asks"
+                    + " for \(tokens); they are free in \(Self.shown(wait)) s.", after: wait)
+        }
+        if settings.requestsPerMinute != nil { use.requests += 1 }
+        if settings.tokensPerMinute != nil { use.tokens += Double(tokens) }
+        if uses[tenant] == nil, uses.count >= Limits.tenantsMax { makeRoom() }
+        uses[tenant] = use
+        return nil
+    }
+
+    /// What no waiting will let in is the request's fault.
+    private static func neverFits(
+        _ tenant: TenantID, _ settings: TenantSettings, jobs: Int, tokens: Int
+    ) -> ServingError? {
+        if let limit = settings.concurrentJobs, jobs > limit {
+            return ServingError(
+                .invalidValue,
+                "The request asks for \(jobs) jobs, one for each choice of each prompt; the quota of tenant \(tenant)"
+                    + " is \(limit) at once.", field: "n")
+        }
         if let limit = settings.tokensPerMinute, tokens > limit {
             return ServingError(
                 .invalidValue,
                 "The request asks for \(tokens) tokens, prompt and output together; the quota of tenant \(tenant) is"
                     + " \(limit) per minute.", field: "max_tokens")
         }
-        var levels = level(tenant, settings, at: now)
-        if let limit = settings.requestsPerMinute, levels.requests < 1 {
-            let wait = (1 - levels.requests) * Limits.minute / Double(limit)
-            return Self.refusal(
-                "requests_per_minute",
-                "Tenant \(tenant) has used its \(limit) requests per minute; the next one is free in"
-                    + " \(Self.shown(wait)) s.", after: wait)
-        }
-        if let limit = settings.tokensPerMinute, levels.tokens < Double(tokens) {
-            let wait = (Double(tokens) - levels.tokens) * Limits.minute / Double(limit)
-            return Self.refusal(
-                "tokens_per_minute",
-                "Tenant \(tenant) has \(Int(levels.tokens)) of its \(limit) tokens per minute left and the request asks"
-                    + " for \(tokens); they are free in \(Self.shown(wait)) s.", after: wait)
-        }
-        levels.requests -= 1
-        levels.tokens -= Double(tokens)
-        if buckets[tenant] == nil, buckets.count >= Limits.tenantsMax { makeRoom() }
-        buckets[tenant] = levels
         return nil
     }
 
     /// Tokens that were taken and are not needed.
     public mutating func giveBack(_ tenant: TenantID, tokens: Int) {
-        guard tokens > 0 else { return }
-        buckets[tenant]?.tokens += Double(tokens)
+        guard tokens > 0, let used = uses[tenant]?.tokens else { return }
+        uses[tenant]?.tokens = max(used - Double(tokens), 0)
     }
 
     public func state(_ tenant: TenantID, _ settings: TenantSettings, at now: Instant) -> QuotaState {
-        let levels = level(tenant, settings, at: now)
+        let use = use(tenant, settings, at: now)
         var state = QuotaState()
-        state.requests = settings.requestsPerMinute.map { Self.meter($0, levels.requests) }
-        state.tokens = settings.tokensPerMinute.map { Self.meter($0, levels.tokens) }
+        state.requests = settings.requestsPerMinute.map { Self.meter($0, used: use.requests) }
+        state.tokens = settings.tokensPerMinute.map { Self.meter($0, used: use.tokens) }
         return state
     }
 
-    private func level(_ tenant: TenantID, _ settings: TenantSettings, at now: Instant) -> Buckets {
-        let requests = Double(settings.requestsPerMinute ?? 0)
-        let tokens = Double(settings.tokensPerMinute ?? 0)
-        guard let known = buckets[tenant] else { return Buckets(requests: requests, tokens: tokens, at: now) }
+    /// What has not flown back yet. Without a quota nothing is used.
+    private func use(_ tenant: TenantID, _ settings: TenantSettings, at now: Instant) -> Use {
+        guard let known = uses[tenant] else { return Use(at: now) }
         let minutes = max((now - known.at).seconds, 0) / Limits.minute
-        return Buckets(
-            requests: min(known.requests + minutes * requests, requests),
-            tokens: min(known.tokens + minutes * tokens, tokens), at: now)
+        func left(_ used: Double, _ limit: Int?) -> Double { limit.map { max(used - minutes * Double($0), 0) } ?? 0 }
+        return Use(
+            requests: left(known.requests, settings.requestsPerMinute),
+            tokens: left(known.tokens, settings.tokensPerMinute), at: now)
     }
 
     /// Forgets the half that was looked at longest ago: their buckets are the fullest.
     private mutating func makeRoom() {
-        let kept = buckets.sorted { $0.value.at > $1.value.at }.prefix(Limits.tenantsMax / 2)
-        buckets = Dictionary(uniqueKeysWithValues: kept.map { ($0.key, $0.value) })
+        let kept = uses.sorted { $0.value.at > $1.value.at }.prefix(Limits.tenantsMax / 2)
+        uses = Dictionary(uniqueKeysWithValues: kept.map { ($0.key, $0.value) })
     }
 
-    private static func meter(_ limit: Int, _ level: Double) -> QuotaMeter {
-        let missing = max(Double(limit) - level, 0)
-        return QuotaMeter(
-            limit: limit, remaining: max(Int(level), 0),
-            full: TimeSpan(seconds: missing * Limits.minute / Double(max(limit, 1))))
+    private static func meter(_ limit: Int, used: Double) -> QuotaMeter {
+        QuotaMeter(
+            limit: limit, remaining: max(Int(Double(limit) - used), 0),
+            full: TimeSpan(seconds: used * Limits.minute / Double(max(limit, 1))))
     }
 
     private static func refusal(_ field: String, _ message: String, after seconds: Double) -> ServingError {

@@ -120,6 +120,7 @@ struct TenantChange: Sendable {
         if let unknown = fields.ignored.first {
             throw .invalid(unknown, "is no setting of a tenant")
         }
+        try settings.checkFits(tenant)
     }
 
     var settings: TenantSettings { changed.over(kept) }

@@ -76,6 +76,13 @@ public struct TenantSettings: Hashable, Sendable {
         return number
     }
 
+    /// Everybody has no entitlement: it would be a weight against nobody.
+    func checkFits(_ tenant: TenantID) throws(ServingError) {
+        guard tenant != Self.everybody || weight == nil else {
+            throw .invalid("weight", "is set for '*'; it must be set for one tenant, and is 1 without")
+        }
+    }
+
     public var text: String {
         [
             weight.map { "weight=\($0)" }, requestsPerMinute.map { "requests-per-minute=\($0)" },
@@ -95,7 +102,9 @@ public struct TenantSettings: Hashable, Sendable {
             guard table[TenantID(halves[0])] == nil else {
                 throw .invalid("tenants", "names \(quotedForPeople(halves[0])) twice")
             }
-            table[TenantID(halves[0])] = try TenantSettings(halves[1])
+            let settings = try TenantSettings(halves[1])
+            try settings.checkFits(TenantID(halves[0]))
+            table[TenantID(halves[0])] = settings
         }
         guard table.count <= tenantsMax else { throw .tooMany("tenants", table.count, limit: tenantsMax) }
         return table

@@ -49,7 +49,7 @@ struct CoordinatorAccounts {
     // MARK: One job
 
     /// Why nothing can be admitted now; nil where it can.
-    var refusal: ServingError? { book.refusal }
+    var refusal: ServingError? { book.refusal(besides: expected.count) }
 
     var openJobs: Int { book.openJobs }
 
@@ -123,8 +123,10 @@ struct CoordinatorAccounts {
 
     /// A submission that joined another job needs nothing of its own.
     mutating func giveBack(_ submission: JobSubmission) {
-        quotas.giveBack(submission.tenant, tokens: submission.promptTokens.count + submission.sampling.maxTokens)
+        giveBack(submission.tenant, tokens: submission.promptTokens.count + submission.sampling.maxTokens)
     }
+
+    mutating func giveBack(_ tenant: TenantID, tokens: Int) { quotas.giveBack(tenant, tokens: tokens) }
 
     private mutating func giveBack(_ reservation: Reservation, used: Int64) {
         quotas.giveBack(
@@ -172,6 +174,7 @@ struct CoordinatorAccounts {
             if let usage = core.usage(of: job) { note(job, streamed: usage.outputTokens, usage) }
         }
         let tenants = core.snapshot().tenants
+        statistics.makeRoom(at: now)
         for view in tenants {
             let sum = core.causedTokens(of: view.tenant)
             let more = sum - (caused[view.tenant] ?? 0)
@@ -187,7 +190,8 @@ struct CoordinatorAccounts {
             let known = Set(tenants.map(\.tenant))
             caused = caused.filter { known.contains($0.key) }
         }
-        book.checkpoint()
+        // Counters that a failed commit held are written again, whether they change or not.
+        if book.checkpoint() { written = [:] }
         writeCounters(core)
     }
 
@@ -215,6 +219,7 @@ struct CoordinatorAccounts {
     ) throws(ServingError) -> [JobID: TokenCounts] {
         guard let ledger else { return [:] }
         let content = try ledger.load()
+        let settled = content.totals.mapValues(\.counts)
         let recovery = try book.recover(content, at: seconds, isRunAgain: isRunAgain)
         for (tenant, text) in content.settings {
             do throws(ServingError) { live[tenant] = try TenantSettings(text) } catch {
@@ -222,7 +227,7 @@ struct CoordinatorAccounts {
             }
         }
         for (tenant, weight) in weights { core.setWeight(weight, of: tenant) }
-        core.restoreCounters(counters(content, core), lastWaiting: content.lastWaiting)
+        core.restoreCounters(counters(content, settled, core), lastWaiting: content.lastWaiting)
         if !recovery.lost.isEmpty || !recovery.carried.isEmpty {
             log.notice(
                 "accounts taken up",
@@ -234,15 +239,25 @@ struct CoordinatorAccounts {
         if recovery.unreadableSlots > 0 {
             log.error("slots of the mark file are unreadable", metadata: ["slots": "\(recovery.unreadableSlots)"])
         }
+        if recovery.marksSetAside {
+            log.error("the mark file was none of this version's and was set aside as <ledger>.marks.unreadable")
+        }
         return recovery.carried
     }
 
-    /// What was written last, moved by what the ledger has seen since.
-    private func counters(_ content: LedgerContent, _ core: Coordinator) -> [CounterRecord] {
+    /// What was written last, moved by what the ledger has seen since. A tenant whose counter was never
+    /// written, or was forgotten, owes what its open jobs had come to: what it was served in its life
+    /// is no debt to those that came after, who would be lifted to it or served alone until they have it.
+    private func counters(
+        _ content: LedgerContent, _ settled: [TenantID: TokenCounts], _ core: Coordinator
+    ) -> [CounterRecord] {
         var rows: [TenantID: CounterRow] = [:]
         for row in content.counters { rows[row.tenant] = row }
         for tenant in book.totals.keys where rows[tenant] == nil {
-            rows[tenant] = CounterRow(tenant: tenant, value: 0, lifted: 0, computed: 0, decoded: 0)
+            let before = settled[tenant] ?? TokenCounts()
+            guard book.total(of: tenant) != before else { continue }
+            rows[tenant] = CounterRow(
+                tenant: tenant, value: 0, lifted: 0, computed: before.computed, decoded: before.decoded)
         }
         return rows.values.sorted { $0.tenant < $1.tenant }.map { row in
             let total = book.total(of: row.tenant)
@@ -255,27 +270,50 @@ struct CoordinatorAccounts {
 
     // MARK: For people
 
-    func table(_ core: Coordinator, over window: TimeSpan, at now: Instant) -> TenantTable {
+    /// Of these tenants, or of all that are known. Shares are parts of what all tenants of the core have.
+    func table(_ core: Coordinator, over window: TimeSpan, at now: Instant, names: [TenantID]? = nil) -> TenantTable {
         let snapshot = core.snapshot()
         var views: [TenantID: TenantView] = [:]
-        for view in snapshot.tenants { views[view.tenant] = view }
-        let names = Set(views.keys).union(book.totals.keys).union(live.keys).union(standing.keys)
-            .subtracting([TenantSettings.everybody])
-        var reports = names.sorted().prefix(Limits.tenantsListed).map { report($0, views[$0], core, window, now) }
-        let served = reports.reduce(0) { $0 + $1.servedUnits }
-        let active = reports.map { $0.servedUnits > 0 || $0.waitingJobs + $0.runningJobs > 0 }
-        let weights = zip(reports, active).reduce(0) { $0 + ($1.1 ? $1.0.weight : 0) }
-        for index in reports.indices {
-            if served > 0 { reports[index].servedShare = Double(reports[index].servedUnits) / Double(served) }
-            if active[index], weights > 0 { reports[index].entitledShare = reports[index].weight / weights }
+        var (served, weights): (Int64, Double) = (0, 0)
+        for view in snapshot.tenants {
+            views[view.tenant] = view
+            let units = servedUnits(view.tenant, core, window, now)
+            served += units
+            if units > 0 || view.queuedJobs + view.runningJobs > 0 { weights += view.weight }
+        }
+        let listed = names ?? listedTenants(views)
+        let reports = listed.map { tenant -> TenantReport in
+            var report = report(tenant, views[tenant], core, window, now)
+            if served > 0 { report.servedShare = Double(report.servedUnits) / Double(served) }
+            let isActive = report.servedUnits > 0 || report.waitingJobs + report.runningJobs > 0
+            if isActive, weights > 0 { report.entitledShare = report.weight / weights }
+            return report
         }
         return TenantTable(policy: snapshot.policy, window: window, tenants: reports)
     }
 
+    /// By name; of too many, those that the core or an operator knows before those of the past.
+    private func listedTenants(_ views: [TenantID: TenantView]) -> [TenantID] {
+        let present = Set(views.keys).union(live.keys).union(standing.keys).subtracting([TenantSettings.everybody])
+        guard present.count < Limits.tenantsListed else { return Array(present.sorted().prefix(Limits.tenantsListed)) }
+        let past = book.totals.lazy.filter { !present.contains($0.key) }
+            .map { (tokens: $0.value.computed + $0.value.decoded, tenant: $0.key) }
+            .greatest(Limits.tenantsListed - present.count) { ($0.tokens, $1.tenant) < ($1.tokens, $0.tenant) }
+        return (present + past.map(\.tenant)).sorted()
+    }
+
     enum Limits {
         static let tenantsListed = 4096
-        /// Tenants that get samples of their own in the metrics, first by name.
+        /// Tenants that get samples of their own in the metrics.
         static let tenantsMeasured = 200
+    }
+
+    private func servedUnits(_ tenant: TenantID, _ core: Coordinator, _ window: TimeSpan, _ now: Instant) -> Int64 {
+        switch statistics.start(tenant, window: window, at: now) {
+        case .sample(let start): max(core.chargedUnits(of: tenant) - start.units, 0)
+        case .nothing: core.chargedUnits(of: tenant)
+        case .unknown: 0
+        }
     }
 
     private func report(
@@ -288,9 +326,12 @@ struct CoordinatorAccounts {
         report.virtualCounter = core.virtualCounter(of: tenant)
         report.waitingJobs = view?.queuedJobs ?? 0
         report.runningJobs = view?.runningJobs ?? 0
-        let start = statistics.start(tenant, window: window, at: now)
-        report.servedUnits = max(core.chargedUnits(of: tenant) - (start?.units ?? 0), 0)
-        report.windowTokens = JobUsage(total - TokenCounts(start?.tokens ?? base(tenant)))
+        report.servedUnits = servedUnits(tenant, core, window, now)
+        switch statistics.start(tenant, window: window, at: now) {
+        case .sample(let start): report.windowTokens = JobUsage(total - TokenCounts(start.tokens))
+        case .nothing: report.windowTokens = JobUsage(total - (book.inherited[tenant] ?? TokenCounts()))
+        case .unknown: break
+        }
         if let waits = statistics.waits(tenant) {
             (report.firstTokenMedian, report.firstTokenP99) = (waits.median, waits.p99)
             report.firstTokenSamples = waits.count
@@ -298,12 +339,9 @@ struct CoordinatorAccounts {
         return report
     }
 
-    /// What a tenant had when this process began.
-    private func base(_ tenant: TenantID) -> JobUsage { JobUsage(book.inherited[tenant] ?? TokenCounts()) }
-
     /// Per-tenant series beside the core's.
     func metricsText(_ core: Coordinator, at now: Instant) -> String {
-        let reports = table(core, over: .seconds(60), at: now).tenants.prefix(Limits.tenantsMeasured)
+        let reports = table(core, over: .seconds(60), at: now, names: measuredTenants).tenants
         var page = MetricsPage()
         func samples(_ value: (TenantReport) -> Double) -> [MetricsPage.Sample] {
             reports.map { .init(value($0), [("tenant", $0.tenant.name)]) }
@@ -313,11 +351,9 @@ struct CoordinatorAccounts {
         page.counter(
             "tandem_tenant_ledger_tokens_total", "Tokens since the ledger began, by what was done with them.",
             reports.flatMap { report -> [MetricsPage.Sample] in
-                [
-                    ("computed", report.tokens.computedTokens), ("cached", report.tokens.cachedTokens),
-                    ("decoded", report.tokens.outputTokens), ("recomputed", report.tokens.recomputedTokens),
-                    ("caused", report.tokens.causedTokens), ("streamed", Int(report.streamedTokens)),
-                ].map { .init($0.1, [("tenant", report.tenant.name), ("kind", $0.0)]) }
+                Self.kinds(book.total(of: report.tenant)).map {
+                    .init($0.1, [("tenant", report.tenant.name), ("kind", $0.0)])
+                }
             })
         page.gauge(
             "tandem_tenant_first_token_seconds", "First-token times of a tenant's last 512 jobs.",
@@ -328,8 +364,54 @@ struct CoordinatorAccounts {
                     .init(p99.seconds, [("tenant", report.tenant.name), ("quantile", "0.99")]),
                 ]
             })
+        page.counter(
+            "tandem_ledger_tokens_total", "Tokens of all tenants since the ledger began, by what was done with them.",
+            Self.kinds(book.everything).map { .init($0.1, [("kind", $0.0)]) })
         page.gauge("tandem_ledger_open_jobs", "Jobs reserved and not settled.", [.init(book.openJobs)])
+        page.gauge("tandem_ledger_tenants", "Tenants with sums of their own.", [.init(book.totals.count)])
+        page.counter(
+            "tandem_ledger_failed_commits_total", "Commits that the disk refused.", [.init(ledger?.failedCommits ?? 0)])
         return page.text
+    }
+
+    private static func kinds(_ counts: TokenCounts) -> [(String, Int)] {
+        [
+            ("computed", counts.computed), ("cached", counts.cached), ("decoded", counts.decoded),
+            ("recomputed", counts.recomputed), ("caused", counts.caused), ("streamed", counts.streamed),
+        ].map { ($0.0, Int(clamping: $0.1)) }
+    }
+
+    /// Those whom an operator has named first, then those with most tokens: a name that anybody may
+    /// make up keeps nobody's out.
+    private var measuredTenants: [TenantID] {
+        let named = Set(live.keys).union(standing.keys).subtracting([TenantSettings.everybody])
+        let first = named.sorted().prefix(Limits.tenantsMeasured)
+        let room = Limits.tenantsMeasured - first.count
+        let most = book.totals.lazy.filter { !named.contains($0.key) }
+            .map { (tokens: $0.value.computed + $0.value.decoded, tenant: $0.key) }
+            .greatest(room) { ($0.tokens, $1.tenant) < ($1.tokens, $0.tenant) }
+        return (first + most.map(\.tenant)).sorted()
+    }
+}
+
+extension Sequence {
+    /// Its greatest elements, least first, without putting all in order.
+    func greatest(_ count: Int, by isLess: (Element, Element) -> Bool) -> [Element] {
+        var best: [Element] = []
+        guard count > 0 else { return best }
+        for element in self {
+            if best.count == count {
+                guard isLess(best[0], element) else { continue }
+                best.removeFirst()
+            }
+            var (low, high) = (0, best.count)
+            while low < high {
+                let middle = (low + high) / 2
+                if isLess(best[middle], element) { low = middle + 1 } else { high = middle }
+            }
+            best.insert(element, at: low)
+        }
+        return best
     }
 }
 

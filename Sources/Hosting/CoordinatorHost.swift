@@ -181,6 +181,8 @@ extension CoordinatorHost {
     /// ones answer a repeated key. A job that nobody can ask for any more is dropped.
     private func recover() throws(ServingError) {
         guard let journal else { return }
+        journal.trim(at: clock.wallClockSeconds)
+        journal.flush()
         let records = try journal.load()
         let open = Set(records.filter { isRunAgain($0) }.map(\.job))
         let carried = try accounts.recover(
@@ -205,6 +207,7 @@ extension CoordinatorHost {
     private func recover(_ record: JournalRecord, accounted: TokenCounts?) throws(ServingError) {
         var (submission, request, attempt) = try JournalCodec.submission(record)
         submission.accounted = accounted.map { JobUsage($0) }
+        submission.deadline = submission.deadline.map { remaining(of: $0, since: request.created) }
         if let answer = record.answer {
             rememberAnswer(
                 record.job,
@@ -220,6 +223,11 @@ extension CoordinatorHost {
         }
         requests[record.job] = request
         if let key = record.key { keys.remember(key, of: record.tenant, job: record.job) }
+    }
+
+    /// What an earlier process has left of a deadline: at least a moment, so that the job ends in order.
+    private func remaining(of deadline: TimeSpan, since created: Int64) -> TimeSpan {
+        max(deadline - .seconds(max(clock.wallClockSeconds - created, 0)), .milliseconds(1))
     }
 
     /// Settles the account and records the answer in one transaction.
@@ -284,9 +292,11 @@ extension CoordinatorHost: JobService {
                 accounts.giveBack(submission)
                 return joinOrConflict(first, request, sink)
             }
+            if let journal { return submitAgain(submission, request, sink, afterFinding: first, in: journal) }
             keys.forget(first)
         }
         guard !isDraining else {
+            accounts.giveBack(submission)
             return sink.failed(
                 ServingError(.draining, "the cluster is stopping and takes no new job", retryAfterSeconds: 5))
         }
@@ -308,16 +318,35 @@ extension CoordinatorHost: JobService {
         }
     }
 
-    /// Whether a job can still be joined or replayed: it lives, the core remembers its end, or the
-    /// journal does.
+    /// Whether a job can be joined or replayed at once: it lives, or its answer is in memory.
     private func isRemembered(_ job: JobID) -> Bool {
-        if followers[job] != nil || core.view(job) != nil || pastAnswers[job] != nil { return true }
-        guard let record = journal?.record(of: job), let answer = record.answer,
+        followers[job] != nil || core.view(job) != nil || pastAnswers[job] != nil
+    }
+
+    /// The key's first job is out of memory: the journal is asked for its answer, off the loop, and the
+    /// submission begins anew with what was found.
+    private func submitAgain(
+        _ submission: JobSubmission, _ request: JobRequestRecord, _ sink: any JobSink, afterFinding first: JobID,
+        in journal: JobJournal
+    ) {
+        let waiting = NIOLoopBound((host: self, sink: sink), eventLoop: loop)
+        journal.find(first) { [loop] record in
+            loop.execute {
+                let (host, sink) = waiting.value
+                if !host.isRemembered(first), !host.rememberAnswer(record) { host.keys.forget(first) }
+                host.submit(submission, request: request, sink: sink)
+            }
+        }
+    }
+
+    /// Takes an answer back into memory; false where there is none to take.
+    private func rememberAnswer(_ record: JournalRecord?) -> Bool {
+        guard let record, let answer = record.answer,
             let (submission, request, _) = try? JournalCodec.submission(record),
             let past = try? JournalCodec.outcome(record, answer, promptTokens: submission.promptTokens.count)
         else { return false }
-        requests[job] = request
-        rememberAnswer(job, past)
+        requests[record.job] = request
+        rememberAnswer(record.job, past)
         return true
     }
 
@@ -448,6 +477,8 @@ extension CoordinatorHost: JobService {
     }
 
     // MARK: Tenants
+
+    public func giveBackQuota(_ tenant: TenantID, tokens: Int) { accounts.giveBack(tenant, tokens: tokens) }
 
     public func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError? {
         accounts.takeQuota(tenant, jobs: jobs, tokens: tokens, live: core.liveJobs(of: tenant), at: clock.now)

@@ -68,6 +68,13 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
             """)
     public var prefillWindow: Int = 2
 
+    @Option(
+        help: """
+            Prompts that would wait longer than this many milliseconds for a prefill worker are prefilled on the decode \
+            worker, where that is sooner; 0: never.
+            """)
+    public var reliefWaitMs: Int64 = 0
+
     @Option(help: "Jobs that may wait; past it clients get 429 or 503 with Retry-After.")
     public var queue: Int = 1024
 
@@ -94,6 +101,8 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
 
     public init() {}
 
+    static let reliefWaitMsMax: Int64 = 600_000
+
     func configuration() throws(ServingError) -> CoordinatorConfiguration {
         var configuration = CoordinatorConfiguration()
         guard let policy = PolicyConfiguration(named: policy), !policy.isClairvoyant else {
@@ -113,6 +122,12 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
         configuration.blockTokens = blockTokens
         configuration.placement.localPrefillThreshold = localPrefillTokens
         configuration.prefillWindowJobs = max(prefillWindow, 1)
+        guard (0...Self.reliefWaitMsMax).contains(reliefWaitMs) else {
+            throw ServingError(
+                .invalidValue, "relief-wait-ms: \(reliefWaitMs) is outside 0 to \(Self.reliefWaitMsMax)",
+                field: "relief-wait-ms", blast: .process)
+        }
+        if reliefWaitMs > 0 { configuration.relief = ReliefConfiguration(wait: .milliseconds(reliefWaitMs)) }
         configuration.queuedJobsMax = queue
         configuration.queuedJobsPerTenantMax = queue
         configuration.deadAfter = .milliseconds(deadAfterMs)

@@ -47,6 +47,7 @@ enum DoorSetup {
 /// A text file, one `key tenant [scope,scope]` per line, `#` begins a comment.
 enum KeyFile {
     static let keysMax = 100_000
+    static let tenantBytesMax = 64
 
     static func read(_ path: String) throws(ServingError) -> [APIKey] {
         guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
@@ -71,6 +72,13 @@ enum KeyFile {
             throw ServingError(
                 .invalidValue, "api-keys: \(path) line \(line) is not `key tenant [scopes]`", field: "api-keys",
                 blast: .process)
+        }
+        let name = words[1]
+        guard (1...tenantBytesMax).contains(name.utf8.count), !name.hasPrefix("*") else {
+            throw ServingError(
+                .invalidValue,
+                "api-keys: \(path) line \(line): a tenant's name has 1 to \(tenantBytesMax) bytes and does not begin"
+                    + " with *", field: "api-keys", blast: .process)
         }
         var scopes: Set<APIKey.Scope> = [.infer, .admin, .metrics]
         if words.count == 3 {

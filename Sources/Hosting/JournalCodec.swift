@@ -21,18 +21,18 @@ enum JournalCodec {
             pageIDs: submission.pageIDs, sampling: submission.sampling)
         return JournalRecord(
             job: submission.job, tenant: submission.tenant, key: submission.idempotencyKey,
-            submission: try frame(.startDecode(message)), request: text(of: request, priority: submission.priority))
+            submission: try frame(.startDecode(message)), request: text(of: request, submission))
     }
 
     static func submission(_ record: JournalRecord) throws(ServingError) -> (JobSubmission, JobRequestRecord, Attempt) {
         guard case .startDecode(let start) = try message(record.submission) else {
             throw ServingError(.malformed, "journal: job \(record.job) holds another message than its submission")
         }
-        var (request, priority) = try request(record)
+        var (request, priority, deadline) = try request(record)
         request.stopTokens = start.sampling.stopTokens
         let submission = JobSubmission(
             job: record.job, tenant: record.tenant, promptTokens: start.tokens, pageIDs: start.pageIDs,
-            sampling: start.sampling, priority: priority, idempotencyKey: record.key,
+            sampling: start.sampling, priority: priority, deadline: deadline, idempotencyKey: record.key,
             pageSpace: start.tenant)
         return (submission, request, start.transfer.attempt)
     }
@@ -84,21 +84,24 @@ enum JournalCodec {
         throw ServingError(.malformed, "journal: an entry is cut off after \(bytes.count) bytes")
     }
 
-    private static func text(of request: JobRequestRecord, priority: Int) -> String {
+    private static func text(of request: JobRequestRecord, _ submission: JobSubmission) -> String {
         let words = request.digest.words
         return JSON.text(
             .object(
                 JSONObject([
                     ("kind", .string(request.kind.rawValue)), ("model", .string(request.model)),
                     ("created", .integer(request.created)), ("detached", .bool(request.detached)),
-                    ("priority", .integer(Int64(priority))),
+                    ("priority", .integer(Int64(submission.priority))),
+                    ("deadline_ms", submission.deadline.map { .integer($0.nanoseconds / 1_000_000) } ?? .null),
                     ("digest", .array([words.0, words.1, words.2, words.3].map { .string(String($0)) })),
                     ("stop", .array(request.stopStrings.map { .string($0) })),
                     ("skip_special", .bool(request.skipsSpecialTokens)),
                 ])))
     }
 
-    private static func request(_ record: JournalRecord) throws(ServingError) -> (JobRequestRecord, priority: Int) {
+    private static func request(_ record: JournalRecord) throws(ServingError) -> (
+        JobRequestRecord, priority: Int, deadline: TimeSpan?
+    ) {
         guard let json = try? JSON.parse(Array(record.request.utf8)),
             let kind = json["kind"]?.stringValue.flatMap(JobRequestRecord.Kind.init),
             let model = json["model"]?.stringValue, let created = json["created"]?.intValue,
@@ -111,7 +114,9 @@ enum JournalCodec {
             stopStrings: (json["stop"]?.arrayValue ?? []).compactMap(\.stringValue),
             detached: json["detached"]?.boolValue ?? false,
             skipsSpecialTokens: json["skip_special"]?.boolValue ?? true)
-        return (request, json["priority"]?.intValue ?? 0)
+        // No later than the range of a deadline's header, whatever the file says.
+        let deadline = json["deadline_ms"]?.intValue.map { TimeSpan.milliseconds(Int64(min(max($0, 1), 3_600_000))) }
+        return (request, json["priority"]?.intValue ?? 0, deadline)
     }
 
     private static func ending(_ outcome: JobOutcome) -> JSONValue {

@@ -1,8 +1,8 @@
 import CoordinatorCore
 import ServingTypes
 
-/// What tenants were served in the last seconds, and how long their first tokens took. Bounded: the
-/// tenant that was idle for longest is forgotten first.
+/// What tenants were served in the last seconds, and how long their first tokens took. Bounded: those
+/// idle for longest are forgotten, and while too many are active further ones have no statistics.
 struct TenantStatistics {
     struct Sample {
         var at: Instant
@@ -23,9 +23,19 @@ struct TenantStatistics {
         static let tenants = 1024
         static let samples = 121
         static let waits = 512
+        /// Records that `makeRoom` leaves free.
+        static let room = 128
+        /// A tenant that was active so lately keeps its record.
+        static let activeWithin = TimeSpan.seconds(Int64(samples))
     }
 
     private var records: [TenantID: Record] = [:]
+    /// Whether a record was ever forgotten, or not made: what a tenant without one was served before is
+    /// then not known.
+    private var isPartial = false
+
+    /// Tenants with a record.
+    var count: Int { records.count }
 
     /// What the tenant has been served so far. To be told about once a second.
     mutating func sample(_ tenant: TenantID, units: Int64, tokens: JobUsage, at now: Instant) {
@@ -48,11 +58,20 @@ struct TenantStatistics {
         }
     }
 
+    /// Once a second: where room is short, forgets tenants that were idle for longest. A search for
+    /// each newcomer would cost the loop a look at every record.
+    mutating func makeRoom(at now: Instant) {
+        guard records.count > Limits.tenants - Limits.room else { return }
+        let idle = records.filter { now - $0.value.lastActive > Limits.activeWithin }
+            .sorted { ($0.value.lastActive, $0.key) < ($1.value.lastActive, $1.key) }
+        for (tenant, _) in idle.prefix(records.count - (Limits.tenants - Limits.room)) { records[tenant] = nil }
+        if !idle.isEmpty { isPartial = true }
+    }
+
     private mutating func touch(_ tenant: TenantID, at now: Instant, _ change: (inout Record) -> Void) {
-        if records[tenant] == nil, records.count >= Limits.tenants,
-            let oldest = records.min(by: { ($0.value.lastActive, $0.key) < ($1.value.lastActive, $1.key) })
-        {
-            records[oldest.key] = nil
+        guard records[tenant] != nil || records.count < Limits.tenants else {
+            isPartial = true
+            return
         }
         var record = records[tenant] ?? Record()
         record.lastActive = now
@@ -60,11 +79,23 @@ struct TenantStatistics {
         records[tenant] = record
     }
 
-    /// What the tenant had been served when the window began; nil where it was not known then.
-    func start(_ tenant: TenantID, window: TimeSpan, at now: Instant) -> Sample? {
-        guard let samples = records[tenant]?.samples else { return nil }
-        return samples.last { $0.at <= Instant(nanoseconds: now.nanoseconds - window.nanoseconds) }
-            ?? (samples.count == Limits.samples ? samples.first : nil)
+    /// What a tenant had been served when a window began.
+    enum Start {
+        case sample(Sample)
+        /// It has come since, or the process has begun since.
+        case nothing
+        /// Its record was forgotten, as it was idle, or there is no room for one.
+        case unknown
+    }
+
+    func start(_ tenant: TenantID, window: TimeSpan, at now: Instant) -> Start {
+        guard let samples = records[tenant]?.samples, let first = samples.first else {
+            return isPartial ? .unknown : .nothing
+        }
+        if let last = samples.last(where: { $0.at <= Instant(nanoseconds: now.nanoseconds - window.nanoseconds) }) {
+            return .sample(last)
+        }
+        return samples.count == Limits.samples || isPartial ? .sample(first) : .nothing
     }
 
     /// Quantiles of the last first-token times, nearest rank; nil without any.

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import Logging
+import ModelRuntime
 import ServingTypes
 
 /// Flags of both worker programs. People start workers through `tandem up`; these are for other
@@ -33,6 +34,16 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     @Option(help: "Quantise 16- and 32-bit matrices while the model is loaded: none, q8_0, q4_0.")
     public var quantize: String = "none"
 
+    @Option(
+        help: """
+            Folder of packed weights, which the first worker that loads a model writes and others map and share; auto: \
+            tandem/packed in the user's cache folder; none: every worker packs in memory of its own.
+            """)
+    public var packedCache: String = "auto"
+
+    @Option(help: "Bytes of that folder's files; the ones not used for longest are deleted first.")
+    public var packedCacheBytes: Int = PackedWeightsCache.Limits.bytesMax
+
     @Option(help: "Tokens per block.")
     public var blockTokens: Int = 16
 
@@ -63,6 +74,10 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     @Option(help: "Prompt tokens of one job in one step at most.")
     public var chunkTokens: Int = 256
 
+    @Option(
+        help: "Milliseconds that a step with prompt beside decoding jobs should take at most; 0: no limit.")
+    public var stepLimitMs: Int64 = 0
+
     @Option(help: "Kernels: auto, scalar, avx2, avx512.")
     public var kernels: String = "auto"
 
@@ -75,6 +90,7 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     public init() {}
 
     static let swapBytesMax = 1 << 44
+    static let stepLimitMsMax: Int64 = 60_000
 
     public var level: Logger.Level { Logger.Level(rawValue: logLevel) ?? .info }
 
@@ -85,6 +101,9 @@ public struct WorkerFlags: ParsableArguments, Sendable {
             ("chunk-tokens", chunkTokens, 1...65_536),
         ] where !range.contains(value) {
             throw ValidationError("--\(flag): \(value) is outside \(range.lowerBound) to \(range.upperBound)")
+        }
+        guard (0...Self.stepLimitMsMax).contains(stepLimitMs) else {
+            throw ValidationError("--step-limit-ms: \(stepLimitMs) is outside 0 to \(Self.stepLimitMsMax)")
         }
         guard (0...Self.swapBytesMax).contains(swapBytes) else {
             throw ValidationError("--swap-bytes: \(swapBytes) is outside 0 to \(Self.swapBytesMax)")

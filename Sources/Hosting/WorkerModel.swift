@@ -31,6 +31,7 @@ public struct WorkerModel: Sendable {
         options.pinnedCores = try cores(flags.pinCores)
         options.kernels = try kernels(flags.kernels)
         options.quantise = try quantised(flags.quantize)
+        options.packedWeights = packedCache(flags, log: log)
         options.progress = { loaded, total in progress.report(loaded, total) }
         try folder.weights.load { loaded, total in progress.report(loaded, total) }
         let engine = try CPUEngine(spec: folder.spec, weights: folder.weights, store: store, options: options)
@@ -39,6 +40,19 @@ public struct WorkerModel: Sendable {
             spec: folder.spec, store: store, engine: engine, naming: SHA256PageNaming(compatibility: base),
             compatibility: ClusterDigest.full(base: base, kernels: engine.variantName),
             contextTokensMax: min(folder.spec.contextTokensMax, slots * flags.blockTokens))
+    }
+
+    /// nil where none is wanted, or the environment names no folder for it.
+    static func packedCache(_ flags: WorkerFlags, log: Logger) -> PackedWeightsCache? {
+        let folder: String?
+        switch flags.packedCache {
+        case "none": folder = nil
+        case "auto": folder = PackedWeightsCache.standardFolder
+        default: folder = flags.packedCache
+        }
+        return folder.map { folder in
+            PackedWeightsCache(folder: folder, bytesMax: max(0, flags.packedCacheBytes)) { log.info("\($0)") }
+        }
     }
 
     private static func pageLayout(_ spec: ModelSpec, _ flags: WorkerFlags) throws(ServingError) -> KVStore.Layout {

@@ -21,13 +21,16 @@ public struct AccountBook {
     private var accounts: [JobID: Account] = [:]
     /// Of settled and open jobs together, since the ledger began.
     public private(set) var totals: [TenantID: TokenCounts] = [:]
+    /// The sum of `totals`.
+    public private(set) var everything = TokenCounts()
     /// Of `totals`, what an earlier process left.
     public private(set) var inherited: [TenantID: TokenCounts] = [:]
     private var changed: Set<JobID> = []
     /// Jobs that are run again though they are settled: nothing more is to be written of them.
     private var repeats: Set<JobID> = []
-    /// Settlements that could not be written, to be tried again.
+    /// What could not be written, to be tried again.
     private let failed = RetryList()
+    private var failedCommits = 0
 
     public enum Limits {
         /// Tenants whose sums are held; further ones count under `TenantLedger.Limits.others`.
@@ -40,9 +43,9 @@ public struct AccountBook {
         self.ledger = ledger
     }
 
-    /// Why no job can be admitted now; nil where one can.
-    public var refusal: ServingError? {
-        if let marks, !marks.hasRoom {
+    /// Why no job can be admitted now; nil where one can. `expected` jobs are on their way to `open`.
+    public func refusal(besides expected: Int = 0) -> ServingError? {
+        if let marks, !marks.hasRoom(besides: expected) {
             return ServingError(
                 .queueFull, "\(MarkFile.Limits.slots) jobs are open in the ledger, its limit", retryAfterSeconds: 1)
         }
@@ -57,8 +60,19 @@ public struct AccountBook {
     /// Tokens of others that a tenant's jobs have caused to be computed again. They belong to no job of
     /// its own, so that what was told since the last commit is lost with the process.
     public mutating func caused(_ tenant: TenantID, tokens: Int64) {
-        totals[key(tenant), default: TokenCounts()].caused += tokens
-        ledger?.add(caused: tokens, to: tenant)
+        add(TokenCounts(caused: tokens), to: tenant)
+        write(caused: tokens, to: tenant)
+    }
+
+    private func write(caused tokens: Int64, to tenant: TenantID) {
+        ledger?.add(caused: tokens, to: tenant) { [failed] error in
+            if error != nil { failed.add(caused: tokens, to: tenant) }
+        }
+    }
+
+    private mutating func add(_ counts: TokenCounts, to tenant: TenantID) {
+        totals[key(tenant), default: TokenCounts()] += counts
+        everything += counts
     }
 
     public func reservation(of job: JobID) -> Reservation? { accounts[job]?.reservation }
@@ -81,7 +95,7 @@ public struct AccountBook {
         let grown = account.counts.orMore(counts)
         guard grown != account.counts else { return }
         if let slot = account.slot { marks?.note(slot, grown) }
-        totals[key(account.reservation.tenant), default: TokenCounts()] += grown - account.counts
+        add(grown - account.counts, to: account.reservation.tenant)
         account.counts = grown
         accounts[job] = account
         changed.insert(job)
@@ -98,7 +112,7 @@ public struct AccountBook {
         changed.remove(job)
         var counts = account.counts.orMore(last)
         if let cutAt { counts.streamed = min(counts.streamed, cutAt) }
-        totals[key(account.reservation.tenant), default: TokenCounts()] += counts - account.counts
+        add(counts - account.counts, to: account.reservation.tenant)
         let settlement = Settlement(account.reservation, counts, ending: ending, endedAt: endedAt)
         if let slot = account.slot { marks?.end(slot, counts, ending: ending) }
         write(settlement, slot: account.slot, with: others)
@@ -118,17 +132,30 @@ public struct AccountBook {
         }
     }
 
-    /// Once a second: what has changed goes to SQLite, and what it did not take is tried again.
-    public mutating func checkpoint() {
-        var marks: [(job: JobID, counts: TokenCounts)] = []
+    /// Once a second: what has changed goes to SQLite, and what it did not take is tried again. Says
+    /// whether a commit has failed since the last time: what nobody waited for was lost with it.
+    @discardableResult
+    public mutating func checkpoint() -> Bool {
+        let commits = ledger?.failedCommits ?? 0
+        let hasLost = commits != failedCommits
+        failedCommits = commits
+        if hasLost {
+            for job in accounts.keys { accounts[job]?.written = .unknown }
+            changed = Set(accounts.keys)
+        }
+        var marks: [(reservation: Reservation, counts: TokenCounts)] = []
         for job in changed {
             guard let account = accounts[job], account.counts != account.written else { continue }
             accounts[job]?.written = account.counts
-            marks.append((job, account.counts))
+            marks.append((account.reservation, account.counts))
         }
         changed.removeAll(keepingCapacity: true)
         ledger?.mark(marks)
-        for (settlement, slot, others) in failed.take() { write(settlement, slot: slot, with: others) }
+        let refused = failed.take()
+        for (settlement, slot, others) in refused.settlements { write(settlement, slot: slot, with: others) }
+        for (tenant, tokens) in refused.caused { write(caused: tokens, to: tenant) }
+        ledger?.probe()
+        return hasLost
     }
 
     private func key(_ tenant: TenantID) -> TenantID {
@@ -145,6 +172,8 @@ public struct AccountBook {
         public var lost: [Settlement] = []
         /// Slots of the mark file that hold what nobody wrote.
         public var unreadableSlots = 0
+        /// Whether the whole file was foreign and was set aside.
+        public var marksSetAside = false
     }
 
     /// Takes up what an earlier process left. `isRunAgain` says of an open job whether it will be
@@ -152,7 +181,10 @@ public struct AccountBook {
     public mutating func recover(
         _ content: LedgerContent, at seconds: Int64, isRunAgain: (JobID) -> Bool
     ) throws(ServingError) -> Recovery {
-        for (tenant, total) in content.totals { totals[tenant] = total.counts }
+        for (tenant, total) in content.totals {
+            totals[tenant] = total.counts
+            everything += total.counts
+        }
         defer { inherited = totals }
         var open: [JobID: (reservation: Reservation, counts: TokenCounts, slot: Int?, ending: String?)] = [:]
         for (reservation, counts) in content.open { open[reservation.job] = (reservation, counts, nil, nil) }
@@ -164,6 +196,7 @@ public struct AccountBook {
         let settled = try ledger?.settled(among: Array(open.keys)) ?? [:]
         var recovery = Recovery()
         recovery.unreadableSlots = marks?.unreadableSlots ?? 0
+        recovery.marksSetAside = marks?.setAside ?? false
         for (job, found) in open.sorted(by: { $0.key < $1.key }) {
             if let counts = settled[job] {
                 // Settled, and its slot had not been given back.
@@ -177,7 +210,7 @@ public struct AccountBook {
             var account = Account(reservation: found.reservation, slot: found.slot ?? marks?.open(found.reservation))
             account.counts = found.counts
             accounts[job] = account
-            totals[key(found.reservation.tenant), default: TokenCounts()] += found.counts
+            add(found.counts, to: found.reservation.tenant)
             ledger?.reserve(found.reservation)
             if found.ending == nil, isRunAgain(job) {
                 if let slot = account.slot { marks?.note(slot, found.counts) }

@@ -38,10 +38,22 @@ public final class JobJournal: Sendable {
                 try db.execute(
                     sql: "UPDATE job SET answer = ?, ending = ?, ended = ? WHERE id = ?",
                     arguments: [Data(answer.output), answer.ending, endedAtSeconds, job.description])
-                try db.execute(sql: "DELETE FROM job WHERE ended IS NOT NULL AND key IS NULL")
                 try db.execute(
-                    sql: "DELETE FROM job WHERE ended < ?", arguments: [endedAtSeconds - Limits.keptSeconds])
+                    sql: "DELETE FROM job WHERE id = ? AND key IS NULL", arguments: [job.description])
+                try Self.trim(db, at: endedAtSeconds)
             }, done: nil)
+    }
+
+    private static func trim(_ db: Database, at seconds: Int64) throws {
+        try db.execute(sql: "DELETE FROM job WHERE ended < ?", arguments: [seconds - Limits.keptSeconds])
+    }
+
+    /// Drops the answers whose time is over, as every settlement does: a coordinator that was away for
+    /// long has none to give.
+    public func trim(at seconds: Int64) {
+        store.enqueue(
+            [LedgerStore.Write(apply: { try Self.trim($0, at: seconds) }, done: nil)], isUrgent: true,
+            isBounded: false)
     }
 
     /// Drops a job that was refused after its admission was written.
@@ -58,12 +70,13 @@ public final class JobJournal: Sendable {
         }
     }
 
-    /// One job, if it is still kept. Waits for the disk, so it is for the rare question.
-    public func record(of job: JobID) -> JournalRecord? {
-        let row = try? store.read { db in
+    /// One job, if it is still kept. `done` runs on the writer's queue, after what was handed over
+    /// before is on disk.
+    public func find(_ job: JobID, done: @escaping @Sendable (JournalRecord?) -> Void) {
+        store.readLater({ db in
             try Row.fetchOne(db, sql: "SELECT * FROM job WHERE id = ?", arguments: [job.description])
-        }
-        return row.flatMap { $0 }.flatMap(JournalRecord.init(row:))
+                .flatMap(JournalRecord.init(row:))
+        }) { record in done(record ?? nil) }
     }
 
     /// Waits until everything handed over so far is on disk.

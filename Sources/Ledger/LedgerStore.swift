@@ -38,8 +38,13 @@ public final class LedgerStore: @unchecked Sendable {
     private let database: DatabaseQueue
     private let writer = DispatchQueue(label: "tandem.ledger")
     private let pending = Mutex(Pending())
-    /// The last commit failed: nothing that must be on disk can be promised.
-    private let failure = Mutex<ServingError?>(nil)
+    private let health = Mutex(Health())
+
+    private struct Health {
+        /// The last commit failed: nothing that must be on disk can be promised.
+        var failure: ServingError?
+        var failedCommits = 0
+    }
 
     /// Opens or creates the file and brings its schema up to date.
     public init(path: String) throws(ServingError) {
@@ -60,8 +65,34 @@ public final class LedgerStore: @unchecked Sendable {
 
     /// Why nothing new can be admitted now; nil where it can.
     public var refusal: ServingError? {
-        if let failure = failure.withLock({ $0 }) { return failure }
+        if let failure = health.withLock({ $0.failure }) { return failure }
         return pending.withLock { $0.count < Limits.pendingMax } ? nil : Self.full
+    }
+
+    /// Commits that failed so far: what nobody waited for in one of them is not in the file.
+    public var failedCommits: Int { health.withLock { $0.failedCommits } }
+
+    /// Writes something where the last commit failed, so that admission begins again once the disk
+    /// takes what it is given, even if no job is left whose end would show it.
+    public func probe() {
+        guard health.withLock({ $0.failure }) != nil else { return }
+        let apply = { @Sendable (db: Database) in
+            try db.execute(sql: "INSERT OR REPLACE INTO note (name, value) VALUES ('probe', 1)")
+            try db.execute(sql: "DELETE FROM note WHERE name = 'probe'")
+        }
+        enqueue([Write(apply: apply, done: nil)], isUrgent: false, isBounded: true)
+    }
+
+    /// Reads without making the caller wait: `done` runs on the writer's queue.
+    func readLater<Value: Sendable>(
+        _ body: @escaping @Sendable (Database) throws -> Value, done: @escaping @Sendable (Value?) -> Void
+    ) {
+        writer.async { done(try? self.database.read(body)) }
+    }
+
+    /// Pages that the file may have, for tests of a full disk; nil: as many as SQLite allows.
+    func limitPages(_ most: Int?) throws {
+        try database.writeWithoutTransaction { try $0.execute(sql: "PRAGMA max_page_count = \(most ?? 1 << 30)") }
     }
 
     private static var full: ServingError {
@@ -138,12 +169,15 @@ public final class LedgerStore: @unchecked Sendable {
                     }
                 }
             }
-            failure.withLock { $0 = nil }
+            health.withLock { $0.failure = nil }
         } catch {
             let failed = ServingError(
                 .noWorker, "the ledger cannot be written, so that nothing is admitted: \(error)", retryAfterSeconds: 1)
             failures = failures.map { $0 ?? failed }
-            failure.withLock { $0 = failed }
+            health.withLock { health in
+                health.failure = failed
+                health.failedCommits += 1
+            }
         }
         for (writes, failure) in zip(batch, failures) {
             for write in writes { write.done?(failure) }

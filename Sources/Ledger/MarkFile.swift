@@ -54,6 +54,8 @@ public final class MarkFile: @unchecked Sendable {
     private let freeSlots: Mutex<[Int]>
     /// Slots that hold what no version of this program wrote.
     public let unreadableSlots: Int
+    /// Whether a file that no version of this program wrote was set aside.
+    public let setAside: Bool
 
     /// Opens or makes the file and holds it against another coordinator. A file with a foreign header
     /// is set aside under the name `<path>.unreadable`.
@@ -63,7 +65,8 @@ public final class MarkFile: @unchecked Sendable {
         }
         var descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
         guard descriptor >= 0 else { throw failed("cannot be opened") }
-        if Self.isForeign(descriptor) {
+        setAside = Self.isForeign(descriptor)
+        if setAside {
             rename(path, path + ".unreadable")
             close(descriptor)
             descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
@@ -119,7 +122,8 @@ public final class MarkFile: @unchecked Sendable {
 
     // MARK: One job
 
-    public var hasRoom: Bool { freeSlots.withLock { !$0.isEmpty } }
+    /// Whether there are slots for so many jobs and one more.
+    public func hasRoom(besides expected: Int = 0) -> Bool { freeSlots.withLock { $0.count > expected } }
 
     /// A slot for a job; nil where none is free or the tenant's name is too long.
     public func open(_ reservation: Reservation) -> Int? {

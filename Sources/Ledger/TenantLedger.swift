@@ -62,6 +62,10 @@ public final class TenantLedger: Sendable {
     /// Why nothing can be admitted now; nil where it can.
     public var refusal: ServingError? { store.refusal }
 
+    /// See `LedgerStore`.
+    public var failedCommits: Int { store.failedCommits }
+    public func probe() { store.probe() }
+
     public func flush() { store.flush() }
 
     // MARK: Writing
@@ -81,17 +85,22 @@ public final class TenantLedger: Sendable {
         }
     }
 
-    /// What open jobs have come to, against a loss of power.
-    public func mark(_ marks: [(job: JobID, counts: TokenCounts)]) {
+    /// What open jobs have come to, against a loss of power. The whole row is written, since the
+    /// reservation may have been in a commit that failed.
+    public func mark(_ marks: [(reservation: Reservation, counts: TokenCounts)]) {
         guard !marks.isEmpty else { return }
         enqueue { db in
             let statement = try db.cachedStatement(
                 sql: """
-                    UPDATE reservation SET computed = ?, cached = ?, decoded = ?, recomputed = ?, caused = ?,
-                        streamed = ? WHERE job = ?
+                    INSERT OR REPLACE INTO reservation (computed, cached, decoded, recomputed, caused, streamed, job,
+                        tenant, prompt, output_max, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                     """)
-            for (job, counts) in marks {
-                try statement.execute(arguments: Self.arguments(counts) + [job.description])
+            for (reservation, counts) in marks {
+                try statement.execute(
+                    arguments: Self.arguments(counts) + [
+                        reservation.job.description, reservation.tenant.name, reservation.promptTokens,
+                        reservation.outputMax, reservation.startedAt,
+                    ])
             }
         }
     }
@@ -106,11 +115,13 @@ public final class TenantLedger: Sendable {
         store.enqueue([write] + others, isUrgent: false, isBounded: false)
     }
 
-    /// Tokens of others that a tenant's jobs have caused to be computed again.
-    public func add(caused tokens: Int64, to tenant: TenantID) {
-        enqueue { [known] db in
+    /// Tokens of others that a tenant's jobs have caused to be computed again. `done` runs on the
+    /// writer's queue.
+    public func add(caused tokens: Int64, to tenant: TenantID, done: @escaping @Sendable (ServingError?) -> Void) {
+        let apply = { @Sendable [known] (db: Database) in
             try Self.add(TokenCounts(caused: tokens), jobs: 0, to: known.name(for: tenant.name), db)
         }
+        store.enqueue([LedgerStore.Write(apply: apply, done: done)], isUrgent: false, isBounded: false)
     }
 
     /// Counters that have changed. Of more tenants than have sums, those with the least are forgotten.

@@ -28,6 +28,9 @@ public struct TokenCounts: Hashable, Sendable {
         self.streamed = streamed
     }
 
+    /// Equal to no counts that a job can have.
+    static let unknown = TokenCounts(streamed: -1)
+
     public static func + (a: TokenCounts, b: TokenCounts) -> TokenCounts { a.combined(b, &+) }
     public static func - (a: TokenCounts, b: TokenCounts) -> TokenCounts { a.combined(b, &-) }
     public static func += (a: inout TokenCounts, b: TokenCounts) { a = a + b }

@@ -96,7 +96,9 @@ public struct LoadReport {
         let good = self.outcomes
         series = [
             Series(
-                short: "TTFT", heading: "Time to First Token", durations: DurationSeries(good.map(\.timeToFirstToken))),
+                short: "TTFT", heading: "Time to First Token",
+                // An answer without a token has no first one.
+                durations: DurationSeries(good.filter { $0.outputTokens > 0 }.map(\.timeToFirstToken))),
             Series(
                 short: "TPOT", heading: "Time per Output Token (excl. 1st token)",
                 durations: DurationSeries(good.compactMap(\.timePerOutputToken))),

@@ -16,6 +16,8 @@ public struct ClusterPlan: Sendable {
     public var kvType: String
     /// What 16- and 32-bit matrices become while workers load them: none, q8_0, q4_0.
     public var quantize: String
+    /// Folder of packed weights that the workers share; auto: the user's cache folder; none: no files.
+    public var packedCache: String
     public var blockTokens: Int
     /// Per worker; 0 lets the worker choose by memory.
     public var blocks: Int
@@ -26,6 +28,9 @@ public struct ClusterPlan: Sendable {
     public var localPrefillTokens: Int
     /// Jobs that a prefill worker is given at once.
     public var prefillWindow: Int
+    /// Milliseconds; 0: never, and no limit.
+    public var reliefWaitMs: Int
+    public var stepLimitMs: Int
     public var apiKeysFile: String?
     /// Weights and quotas of tenants, as the coordinator reads them.
     public var tenants: String?
@@ -39,9 +44,10 @@ public struct ClusterPlan: Sendable {
         programs: String, modelPath: String, modelName: String? = nil, host: String = "127.0.0.1",
         httpPort: UInt16, controlPort: UInt16, relayPort: UInt16, workers: WorkerCounts, policy: String = "fair-mlfq",
         kvPath: String = "auto", kvType: String = "bf16", quantize: String = "none",
+        packedCache: String = "auto",
         blockTokens: Int = 16, blocks: Int = 0,
         threadsPerWorker: Int = 1, batchJobsMax: Int = 32, swapBytes: Int = 0, localPrefillTokens: Int = 64,
-        prefillWindow: Int = 2, apiKeysFile: String? = nil, tenants: String? = nil, tlsCertificate: String? = nil,
+        prefillWindow: Int = 2, reliefWaitMs: Int = 0, stepLimitMs: Int = 0, apiKeysFile: String? = nil, tenants: String? = nil, tlsCertificate: String? = nil,
         tlsKey: String? = nil, logLevel: String = "info",
         extraArguments: [String: [String]] = [:]
     ) {
@@ -57,6 +63,7 @@ public struct ClusterPlan: Sendable {
         self.kvPath = kvPath
         self.kvType = kvType
         self.quantize = quantize
+        self.packedCache = packedCache
         self.blockTokens = blockTokens
         self.blocks = blocks
         self.threadsPerWorker = threadsPerWorker
@@ -64,6 +71,8 @@ public struct ClusterPlan: Sendable {
         self.swapBytes = swapBytes
         self.localPrefillTokens = localPrefillTokens
         self.prefillWindow = prefillWindow
+        self.reliefWaitMs = reliefWaitMs
+        self.stepLimitMs = stepLimitMs
         self.apiKeysFile = apiKeysFile
         self.tenants = tenants
         self.tlsCertificate = tlsCertificate
@@ -98,7 +107,8 @@ public struct ClusterPlan: Sendable {
             "--supervised", "--model", modelPath, "--host", host, "--port", "\(httpPort)", "--control-port",
             "\(controlPort)", "--relay-port", "\(relayPort)", "--journal", state.journalFile, "--policy", policy,
             "--kv-path", kvPath, "--kv-type", kvType, "--block-tokens", "\(blockTokens)", "--local-prefill-tokens",
-            "\(localPrefillTokens)", "--prefill-window", "\(prefillWindow)", "--log-level", logLevel,
+            "\(localPrefillTokens)", "--prefill-window", "\(prefillWindow)", "--relief-wait-ms", "\(reliefWaitMs)",
+            "--log-level", logLevel,
         ]
         if let modelName { arguments += ["--model-name", modelName] }
         if let apiKeysFile { arguments += ["--api-keys", apiKeysFile] }
@@ -110,9 +120,11 @@ public struct ClusterPlan: Sendable {
     private func workerArguments(_ name: ProcessName) -> [String] {
         [
             "--supervised", "--name", "\(name)", "--model", modelPath, "--coordinator", "127.0.0.1:\(controlPort)",
-            "--relay", "127.0.0.1:\(relayPort)", "--kv-type", kvType, "--quantize", quantize, "--block-tokens",
+            "--relay", "127.0.0.1:\(relayPort)", "--kv-type", kvType, "--quantize", quantize, "--packed-cache",
+            packedCache, "--block-tokens",
             "\(blockTokens)", "--blocks",
-            "\(blocks)", "--threads", "\(threadsPerWorker)", "--batch-jobs", "\(batchJobsMax)", "--log-level", logLevel,
+            "\(blocks)", "--threads", "\(threadsPerWorker)", "--batch-jobs", "\(batchJobsMax)", "--step-limit-ms",
+            "\(stepLimitMs)", "--log-level", logLevel,
         ]
     }
 }

@@ -87,11 +87,13 @@ public struct Register: Hashable, Sendable {
     public var swapPages: Int
     /// Whether it takes a job only with room for all that the job may ever need.
     public var reservesWholeJobs: Bool
+    /// Jobs that it takes at once at most; 0: not told.
+    public var jobsMax: Int
 
     public init(
         role: WorkerRole, dataHost: String, dataPort: UInt16, blockTokens: Int, blockCount: Int, pageBytes: Int,
         batchJobsMax: Int, stepTokensMax: Int, processID: Int32, held: [TransferID], swapPages: Int = 0,
-        reservesWholeJobs: Bool = false
+        reservesWholeJobs: Bool = false, jobsMax: Int = 0
     ) {
         self.role = role
         self.dataHost = dataHost
@@ -105,6 +107,7 @@ public struct Register: Hashable, Sendable {
         self.held = held
         self.swapPages = swapPages
         self.reservesWholeJobs = reservesWholeJobs
+        self.jobsMax = jobsMax
     }
 }
 

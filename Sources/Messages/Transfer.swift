@@ -118,11 +118,35 @@ public struct SetRunning: Hashable, Sendable {
     /// then those that wait, by when each is likely to run next. Where memory is short the worker
     /// writes out from the end and fetches back from the beginning. Empty: the last one holds.
     public var order: [TransferID]
+    /// Paused jobs that may take a slot as soon as one falls free, in this order, until the next plan:
+    /// the worker need not wait for one. It says who has (`TokenSteps.started`).
+    public var standby: [TransferID]
+    /// Blocks that a job which waits would take: paused jobs leave for the host tier, from the end of
+    /// the order, until so many are free.
+    public var wantedBlocks: Int
 
-    public init(run: [TransferID], pause: [TransferID], order: [TransferID] = []) {
+    public init(
+        run: [TransferID], pause: [TransferID], order: [TransferID] = [], standby: [TransferID] = [],
+        wantedBlocks: Int = 0
+    ) {
         self.run = run
         self.pause = pause
         self.order = order
+        self.standby = standby
+        self.wantedBlocks = wantedBlocks
+    }
+}
+
+/// What a decoding worker could take now.
+public struct Room: Hashable, Sendable {
+    /// Blocks that another job may have.
+    public var freeBlocks: Int
+    /// Free pages of its host tier.
+    public var freeHostPages: Int
+
+    public init(freeBlocks: Int, freeHostPages: Int) {
+        self.freeBlocks = freeBlocks
+        self.freeHostPages = freeHostPages
     }
 }
 
@@ -132,11 +156,19 @@ public struct TokenSteps: Hashable, Sendable {
     public var iteration: UInt64
     public var computeTime: TimeSpan
     public var steps: [TokenStep]
+    /// After these steps; nil where they are told again after a while.
+    public var room: Room?
+    /// Jobs that stood by and have taken slots that fell free.
+    public var started: [TransferID]
 
-    public init(iteration: UInt64, computeTime: TimeSpan, steps: [TokenStep]) {
+    public init(
+        iteration: UInt64, computeTime: TimeSpan, steps: [TokenStep], room: Room? = nil, started: [TransferID] = []
+    ) {
         self.iteration = iteration
         self.computeTime = computeTime
         self.steps = steps
+        self.room = room
+        self.started = started
     }
 }
 
@@ -151,8 +183,7 @@ public struct TokenStep: Hashable, Sendable {
     public var prefilledTokens: Int
     /// Prompt tokens found in this worker's prefix cache, reported once with the first token.
     public var cachedTokens: Int
-    /// The job's pages left for the host tier, though it should run, or came back; such a step brings
-    /// nothing else.
+    /// The job's pages left for the host tier, or came back; such a step brings nothing else.
     public var swap: SwapNotice?
     /// With `.evicted`: the job for whose sake memory was taken, who pays for doing the work again.
     public var evictedFor: TransferID?
@@ -176,7 +207,7 @@ public struct TokenStep: Hashable, Sendable {
 public enum SwapNotice: Hashable, Sendable {
     /// They are on their way to the host tier: no token will come until they are back.
     case left
-    /// They are back; the job could have run for `stall` and did not.
+    /// They are back; the job could have run for `stall` and did not, if the plan would have had it run.
     case back(stall: TimeSpan)
 }
 

@@ -88,3 +88,8 @@ struct Fingerprint {
         return x ^ (x >> 33)
     }
 }
+
+extension PageID {
+    /// All 256 bits, for a `SourceIdentity`.
+    var fact: String { "content \(words.0) \(words.1) \(words.2) \(words.3)" }
+}

@@ -89,6 +89,14 @@ public final class GGUFWeights: StoredWeights {
         copies.withLock { $0[name] = nil }
     }
 
+    /// The files' versions, and a fingerprint of their headers and of samples of every tensor.
+    public var identity: SourceIdentity? {
+        var fingerprint = Fingerprint()
+        file.add(to: &fingerprint)
+        return SourceIdentity(
+            name: file.modelName, facts: file.shards.map(\.file.version) + [fingerprint.finished().fact])
+    }
+
     /// The quantisation of a tensor as the file has it; nil for one that is not quantised.
     public func blockFormat(ofTensor name: String) -> BlockFormat? {
         guard let entry = entries[name], case .blocks(let format)? = try? Self.storage(entry) else { return nil }

@@ -9,6 +9,8 @@ import ServingTypes
 final class MappedFile: @unchecked Sendable {
     let name: String
     let bytes: UnsafeRawBufferPointer
+    /// Name, size and time of its last change, in one line: what tells it from a later version of itself.
+    let version: String
 
     /// - leastBytes: how many bytes such a file has at least, in words, for messages.
     init(
@@ -20,11 +22,14 @@ final class MappedFile: @unchecked Sendable {
             throw fileFault(name, "cannot be opened (\(systemError()))", code: errno == ENOENT ? .notFound : .malformed)
         }
         defer { close(descriptor) }
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else { throw fileFault(name, "cannot be inspected (\(systemError()))") }
         let size = try regularFileSize(descriptor, name: name)
         guard size > 0 else { throw fileFault(name, "0 bytes, fewer than \(leastBytes)") }
         guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE, descriptor, 0), address != MAP_FAILED else {
             throw fileFault(name, "\(size) bytes cannot be mapped (\(systemError()))")
         }
+        version = "file \(name), \(size) bytes, changed \(status.st_mtim.tv_sec) s \(status.st_mtim.tv_nsec) ns"
         bytes = UnsafeRawBufferPointer(start: address, count: size)
     }
 

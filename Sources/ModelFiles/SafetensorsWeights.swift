@@ -11,6 +11,7 @@ public final class SafetensorsWeights: StoredWeights {
         var shard: Int
     }
 
+    private let modelName: String
     private let shards: [MappedFile]
     private let entries: [String: Entry]
     public let tensorNames: [String]
@@ -22,6 +23,7 @@ public final class SafetensorsWeights: StoredWeights {
 
     init(_ folder: FolderReader) throws(ServingError) {
         let (shards, entries) = try Self.open(folder)
+        modelName = folder.name
         self.shards = shards
         self.entries = entries
         tensorNames = entries.keys.sorted()
@@ -52,6 +54,13 @@ public final class SafetensorsWeights: StoredWeights {
         guard let entry = entries[name] else { return }
         shards[entry.shard].release(entry.tensor.range)
         copies.withLock { $0[name] = nil }
+    }
+
+    /// The files' versions, and a fingerprint of names, types, shapes and of samples of every tensor.
+    public var identity: SourceIdentity? {
+        var fingerprint = Fingerprint()
+        add(to: &fingerprint)
+        return SourceIdentity(name: modelName, facts: shards.map(\.version) + [fingerprint.finished().fact])
     }
 
     private func aligned(_ name: String, _ entry: Entry, _ file: MappedFile) -> UnsafeRawPointer {

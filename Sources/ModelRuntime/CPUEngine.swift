@@ -85,7 +85,7 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
         pool = ComputePool(workers: options.threads, cores: options.pinnedCores)
         let packing = ModelWeights.Packing(
             kernels: kernels, pool: pool, quantise: options.quantise,
-            packsBF16: options.bf16Products && kernels.multipliesBF16)
+            packsBF16: options.bf16Products && kernels.multipliesBF16, cache: options.packedWeights)
         weights = try ModelWeights(spec: spec, source: source, packing: packing, progress: options.progress)
         variantName = Self.variantName(kernels, weights)
         frequencies = RotaryFrequencies(spec: spec)

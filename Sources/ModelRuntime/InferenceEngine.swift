@@ -30,6 +30,9 @@ public struct EngineOptions: Sendable {
     /// for that: about three times as fast, with a relative error of a few thousandths. Otherwise, and on
     /// other processors, they multiply with f32 inputs.
     public var bf16Products = true
+    /// Where packed weights are kept in files that later engines map and share; nil to pack in private
+    /// memory every time. Changes no result.
+    public var packedWeights: PackedWeightsCache?
 
     public init() {}
 }

@@ -131,6 +131,9 @@ public protocol TensorSource: AnyObject, Sendable {
     /// The caller has a copy of the tensor and reads it no more, so its memory may be given back; asked
     /// for again it is read again.
     func release(named name: String)
+    /// What tells these weights from all others without reading them all; nil where nothing does, as for
+    /// weights made in memory.
+    var identity: SourceIdentity? { get }
 }
 
 extension TensorSource {
@@ -142,4 +145,6 @@ extension TensorSource {
     }
 
     public func release(named name: String) {}
+
+    public var identity: SourceIdentity? { nil }
 }

@@ -93,6 +93,8 @@ final class ModelWeights: @unchecked Sendable {
         var quantise: BlockFormat?
         /// Whether bf16 matrices are packed.
         var packsBF16: Bool
+        /// Where packed matrices are kept between processes, if anywhere.
+        var cache: PackedWeightsCache?
     }
 
     /// Looks up and checks every tensor the spec asks for, and packs. `progress` is called with
@@ -164,7 +166,7 @@ private enum WeightNames {
     }
 }
 
-/// Reads tensors one by one and packs matrices; owns the packed copy and the expanded vectors.
+/// Packs matrices, then reads the other tensors one by one; owns the packed copy and the expanded vectors.
 private final class WeightReader {
     private let source: any TensorSource
     private let spec: ModelSpec
@@ -173,14 +175,10 @@ private final class WeightReader {
     private var loadedBytes = 0
     private var totalBytes = 0
     private var vectors: [UnsafeMutablePointer<Float>] = []
-    /// What is packed, by name, and where.
-    private var plans: [String: PackingPlan] = [:]
+    /// What is packed, where, in this order.
+    private var plans: [PackingPlan] = []
+    private var planNumbers: [String: Int] = [:]
     private var arena: PackedArena?
-
-    private enum Limits {
-        /// Packed bytes of one part of the work, about.
-        static let partBytes = 512 << 10
-    }
 
     init(
         source: any TensorSource, spec: ModelSpec, packing: ModelWeights.Packing?,
@@ -191,7 +189,7 @@ private final class WeightReader {
         self.packing = packing
         self.progress = progress
         if progress != nil { totalBytes = Self.expectedBytes(source) }
-        guard packing != nil else { return }
+        guard let packing else { return }
         var bytes = 0
         let head = spec.tiedEmbeddings ? WeightNames.embedding : WeightNames.head
         try plan(head, spec.vocabularySize, spec.hiddenSize, &bytes)
@@ -200,7 +198,7 @@ private final class WeightReader {
                 try plan(projection.name + ".weight", projection.rows, projection.columns, &bytes)
             }
         }
-        if bytes > 0 { arena = try PackedArena(byteCount: bytes) }
+        if bytes > 0 { arena = try packedArena(bytes, packing) }
     }
 
     deinit {
@@ -232,7 +230,8 @@ private final class WeightReader {
         let plan = PackingPlan(
             name: name, stored: stored, rows: rows, columns: columns, format: format, quantises: quantises,
             offset: bytes)
-        plans[name] = plan
+        planNumbers[name] = plans.count
+        plans.append(plan)
         bytes += plan.byteCount
     }
 
@@ -258,15 +257,54 @@ private final class WeightReader {
         }
     }
 
-    private func pack(_ plan: PackingPlan) -> tk_packed? {
-        guard let arena, let packing else { return nil }
-        let perPart = max(1, Limits.partBytes / plan.format.panelBytes(plan.columns))
-        packing.pool.run((plan.panelCount + perPart - 1) / perPart) { part, _ in
-            let first = part * perPart
-            plan.pack(first..<min(plan.panelCount, first + perPart), to: arena.base, kernels: packing.kernels)
+    // MARK: Packing
+
+    /// All packed matrices: mapped from the cache's file, or packed here and written to it, or packed in memory.
+    private func packedArena(_ bytes: Int, _ packing: ModelWeights.Packing) throws(ServingError) -> PackedArena {
+        if let cache = packing.cache, let identity = source.identity {
+            let image = PackedImage(source: identity, plans: plans, byteCount: bytes)
+            let stored = plans.reduce(0) { $0 + $1.stored.byteCount }
+            switch cache.open(image, pool: packing.pool, progress: { self.reportShare($0, of: $1, stored) }) {
+            case .mapped(let arena):
+                // Samples for the identity were read.
+                for plan in plans { source.release(named: plan.name) }
+                return arena
+            case .writer(let writer):
+                if let arena = try packedAndWritten(bytes, packing, writer, cache) { return arena }
+            case .unavailable: break
+            }
         }
+        let arena = try PackedArena(byteCount: bytes)
+        for plan in plans { pack(plan, to: arena, packing) }
+        return arena
+    }
+
+    /// nil where the file cannot be written, which was reported then.
+    private func packedAndWritten(
+        _ bytes: Int, _ packing: ModelWeights.Packing, _ writer: PackedFileWriter, _ cache: PackedWeightsCache
+    ) throws(ServingError) -> PackedArena? {
+        let before = loadedBytes
+        let arena = try PackedArena(byteCount: bytes)
+        var failure: String?
+        for plan in plans where failure == nil {
+            pack(plan, to: arena, packing)
+            failure = writer.write(arena, upTo: plan.range.upperBound)
+        }
+        failure = failure ?? writer.finish()
+        cache.report(writer.account(of: failure))
+        if failure == nil { return arena }
+        loadedBytes = before
+        return nil
+    }
+
+    private func pack(_ plan: PackingPlan, to arena: PackedArena, _ packing: ModelWeights.Packing) {
+        plan.pack(to: arena, kernels: packing.kernels, pool: packing.pool)
         source.release(named: plan.name)
-        return tk_packed(
+        report(plan.stored.byteCount)
+    }
+
+    private func packed(_ plan: PackingPlan, in arena: PackedArena) -> tk_packed {
+        tk_packed(
             panels: (arena.base + plan.offset).assumingMemoryBound(to: UInt8.self), outputs: plan.rows,
             inputs: plan.columns, format: plan.format.code)
     }
@@ -299,9 +337,9 @@ private final class WeightReader {
     }
 
     func matrix(_ name: String, _ rows: Int, _ columns: Int) throws(ServingError) -> Matrix {
-        if let plan = plans[name], let packed = pack(plan) {
-            report(plan.stored.byteCount)
-            return Matrix(rows: rows, columns: columns, layout: .packed(packed, plan.format))
+        if let number = planNumbers[name], let arena {
+            let plan = plans[number]
+            return Matrix(rows: rows, columns: columns, layout: .packed(packed(plan, in: arena), plan.format))
         }
         let view = try tensor(name, [rows, columns], touched: true)
         return Matrix(rows: rows, columns: columns, layout: .rows(view.base, view.type))
@@ -349,5 +387,11 @@ private final class WeightReader {
         guard let progress else { return }
         loadedBytes += bytes
         progress(min(loadedBytes, totalBytes), totalBytes)
+    }
+
+    /// For work that is counted in shares of `bytes`, the first of all.
+    private func reportShare(_ done: Int, of count: Int, _ bytes: Int) {
+        loadedBytes = done == count ? bytes : bytes / count * done
+        report(0)
     }
 }

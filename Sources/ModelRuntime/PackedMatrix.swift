@@ -104,43 +104,6 @@ struct InputForms: OptionSet {
     static let q8 = InputForms(rawValue: 4)
 }
 
-/// The memory of all packed matrices of a model: one mapping in huge pages where the system has them.
-///
-/// Unchecked because of the pointer: written while the model is loaded, read-only after it.
-final class PackedArena: @unchecked Sendable {
-    private let mapping: UnsafeMutableRawPointer
-    private let mappedBytes: Int
-    /// A multiple of 2 MiB.
-    let base: UnsafeMutableRawPointer
-    let byteCount: Int
-
-    private static let hugePage = 2 << 20
-
-    init(byteCount: Int) throws(ServingError) {
-        self.byteCount = byteCount
-        mappedBytes = byteCount + 2 * Self.hugePage
-        guard
-            let address = mmap(
-                nil, mappedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
-            address != MAP_FAILED
-        else {
-            throw ServingError(
-                .internalError, "weights: \(byteCount) bytes of memory cannot be mapped", field: "weights",
-                blast: .process)
-        }
-        mapping = address
-        let start = UInt(bitPattern: address)
-        let aligned = (start + UInt(Self.hugePage) - 1) / UInt(Self.hugePage) * UInt(Self.hugePage)
-        base = address + Int(aligned - start)
-        // Whole huge pages only, so that a small model does not take 2 MiB for its last kilobytes.
-        madvise(base, byteCount / Self.hugePage * Self.hugePage, MADV_HUGEPAGE)
-    }
-
-    deinit {
-        munmap(mapping, mappedBytes)
-    }
-}
-
 /// What packs one matrix: where its rows come from and where its panels go.
 struct PackingPlan {
     var name: String
@@ -154,7 +117,34 @@ struct PackingPlan {
     var offset: Int
 
     var byteCount: Int { format.byteCount(rows: rows, columns: columns) }
+    /// Of the arena.
+    var range: Range<Int> { offset..<offset + byteCount }
     var panelCount: Int { tk_panel_count(rows) }
+
+    /// All that its packed bytes depend on but the stored values, for a file of packed matrices.
+    var facts: String {
+        let from =
+            switch stored.format {
+            case .elements(let type): type.rawValue
+            case .blocks(let format): format.rawValue
+            }
+        let turned = stored.interleavedHeadDim.map { " turned \($0)" } ?? ""
+        return "matrix \(name) \(rows)x\(columns) \(from) to \(format.rawValue)\(turned) at \(offset)"
+    }
+
+    /// Packs all panels, shared among the pool's workers.
+    func pack(to arena: PackedArena, kernels: Kernels, pool: ComputePool) {
+        let perPart = max(1, Limits.partBytes / format.panelBytes(columns))
+        pool.run((panelCount + perPart - 1) / perPart) { part, _ in
+            let first = part * perPart
+            pack(first..<min(panelCount, first + perPart), to: arena.base, kernels: kernels)
+        }
+    }
+
+    private enum Limits {
+        /// Packed bytes of one part of the work, about.
+        static let partBytes = 512 << 10
+    }
 
     /// Packs some panels. May run beside others of the same matrix.
     func pack(_ panels: Range<Int>, to arena: UnsafeMutableRawPointer, kernels: Kernels) {

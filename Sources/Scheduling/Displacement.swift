@@ -51,14 +51,14 @@ extension SchedulingPolicy {
         victims(among: jobs.map { Holding(job: $0, units: 1) }, freeing: 1, for: incoming, at: now).first
     }
 
-    /// Whether a waiting job would get the slot of one of these residents, were it resident itself:
-    /// memory is not looked at, so a paused job enjoys no hysteresis.
-    public func displaces(_ incoming: JobID, anyOf jobs: [JobID], at now: Instant) -> Bool {
-        guard configuration.preemptsRunning, let newcomer = slot(of: incoming) else { return false }
-        return jobs.contains { job in
-            guard let slot = slot(of: job) else { return false }
-            return mayDisplace(
-                resident(slot, at: now), for: newcomer, theta: isRunning(slot) ? configuration.theta : 0, at: now)
+    /// How many of these residents a waiting job would not displace from a slot, were it resident
+    /// itself: memory is not looked at, so a paused job enjoys no hysteresis.
+    public func countAhead(of incoming: JobID, among jobs: [JobID], at now: Instant) -> Int {
+        guard configuration.preemptsRunning, let newcomer = slot(of: incoming) else { return jobs.count }
+        return jobs.reduce(0) { count, job in
+            guard let slot = slot(of: job) else { return count }
+            let theta = isRunning(slot) ? configuration.theta : 0
+            return count + (mayDisplace(resident(slot, at: now), for: newcomer, theta: theta, at: now) ? 0 : 1)
         }
     }
 

@@ -216,6 +216,10 @@ public struct PolicyConfiguration: Hashable, Sendable {
         }
     }
 
+    /// Whether a tenant whose next job finds no room lets others within theta go first: work goes on, and
+    /// the bound stays. Plain counters stop at the first misfit, as VTC does.
+    public var bendsToRoom: Bool { countsPaused }
+
     /// Whether preempted and held jobs count as waiting, as design C needs; plain counters look at
     /// the queue alone (Algorithm 2 of VTC).
     var countsPaused: Bool {

@@ -13,13 +13,25 @@ extension SchedulingPolicy {
     /// Which resident jobs of one worker run in its next iterations: at most `slots` of them, in
     /// decreasing urgency. Policies that do not preempt keep what runs and fill free slots.
     public mutating func runningSet(of residents: [JobID], slots: Int, at now: Instant) -> [JobID] {
+        let chosen = ranking(of: residents, slots: slots, limit: slots, at: now)
+        run(chosen, of: residents, at: now)
+        return chosen
+    }
+
+    /// The first `limit` residents in the order in which they get slots, of which there are `slots`: who
+    /// runs, and who stands by. To be followed by `run`.
+    public mutating func ranking(of residents: [JobID], slots: Int, limit: Int, at now: Instant) -> [JobID] {
         decisions += 1
         sweepAsArtifact(at: now)
         let known = residents.compactMap(slot(of:))
         let promoted = promoteAged(known, slots: slots, at: now)
-        let order = order(known.map { resident($0, promoted: promoted, at: now) }, limit: max(slots, 0))
-        remember(order, of: known, at: now)
-        return order.map { entries[Int($0)].job }
+        return order(known.map { resident($0, promoted: promoted, at: now) }, limit: max(limit, 0))
+            .map { entries[Int($0)].job }
+    }
+
+    /// Of these residents those chosen run from now on, and the others do not.
+    public mutating func run(_ chosen: [JobID], of residents: [JobID], at now: Instant) {
+        remember(chosen.compactMap(slot(of:)), of: residents.compactMap(slot(of:)), at: now)
     }
 
     /// The job runs without having been chosen: its worker had room when it became resident.

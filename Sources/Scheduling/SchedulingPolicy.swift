@@ -127,11 +127,17 @@ public struct SchedulingPolicy: Sendable {
         freeNumbers.append(slot)
     }
 
-    /// Until `resumeTenants`, the tenant's jobs are not chosen.
-    public mutating func suspend(_ tenant: TenantID) {
-        guard configuration.separatesTenants, let number = counters.number(of: tenant) else { return }
+    /// The tenant that is next lets the others go first until `resumeTenants`, as long as the next of
+    /// them is no more than theta ahead of it: the order of tenants may bend to what workers can take by
+    /// as much as it does for those who run already. False, and nothing done, where none is so near.
+    public mutating func standBack(_ tenant: TenantID) -> Bool {
+        guard configuration.separatesTenants, let number = counters.number(of: tenant) else { return false }
         suspended.append(number)
         tenantOrder.remove(number, &tenantPositions)
+        if poolToServe != nil { return true }
+        suspended.removeLast()
+        refreshOrder(of: number)
+        return false
     }
 
     public mutating func resumeTenants() {
@@ -197,6 +203,9 @@ public struct SchedulingPolicy: Sendable {
 
     private var poolToServe: Int? {
         guard configuration.separatesTenants else { return pools[0].isEmpty ? nil : 0 }
+        guard let first = tenantOrder.firstKey else { return nil }
+        let theta = configuration.theta.multipliedClamped(by: TenantCounters.scale)
+        for number in suspended where first.value.addingClamped(-counters[number].value) > theta { return nil }
         return tenantOrder.first.map { Int($0) }
     }
 

@@ -75,10 +75,7 @@ public struct ClusterShape: Sendable {
         coordinator.endedJobsMax = 16
         coordinator.endedTokensMax = 1 << 16
         if let heartbeatEvery { coordinator.heartbeatEvery = heartbeatEvery }
-        if let residencyPercent {
-            coordinator.decodeResidencyPercent = residencyPercent
-            coordinator.swapResidencyPercent = residencyPercent
-        }
+        if let residencyPercent { coordinator.decodeResidencyPercent = residencyPercent }
         return coordinator
     }
 }

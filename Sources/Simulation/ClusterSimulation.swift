@@ -26,6 +26,7 @@ public final class ClusterSimulation {
     var coordinatorLife = 0
     var isCoordinatorAlive = false
     var coordinatorFrozenUntil: Int64 = 0
+    var coordinatorClock: SimulatedClock
     var deferredForCoordinator: [SimulationEvent] = []
     /// Events that came up while an event was being handled: the core is never re-entered.
     var waitingForCoordinator: [CoordinatorEvent] = []
@@ -67,6 +68,7 @@ public final class ClusterSimulation {
         random = SimulationRandom(seed: configuration.seed)
         nextRequest = requests
         coordinator = Coordinator(configuration: configuration.coordinator, naming: SimulatedNaming())
+        coordinatorClock = configuration.clocks.clock(configuration.workers.count)
         var numbers: [WorkerRole: Int] = [:]
         for shape in configuration.workers {
             let number = numbers[shape.role, default: 0]
@@ -95,7 +97,9 @@ public final class ClusterSimulation {
         return failure == nil
     }
 
-    var instant: Instant { Instant(nanoseconds: now) }
+    /// What the coordinator's clock, or a worker's, reads now.
+    var coordinatorInstant: Instant { Instant(nanoseconds: coordinatorClock.reading(at: now)) }
+    func instant(of node: SimulatedNode) -> Instant { Instant(nanoseconds: node.clock.reading(at: now)) }
     public var virtualSeconds: Double { Double(now) / 1e9 }
 
     func fail(_ message: String) {
@@ -237,7 +241,7 @@ public final class ClusterSimulation {
         while next < waitingForCoordinator.count, failure == nil {
             let event = waitingForCoordinator[next]
             next += 1
-            for action in coordinator.handle(event, at: instant) { perform(action) }
+            for action in coordinator.handle(event, at: coordinatorInstant) { perform(action) }
         }
         waitingForCoordinator.removeAll(keepingCapacity: true)
     }
@@ -323,7 +327,7 @@ public final class ClusterSimulation {
     }
 
     func perform(prefill node: SimulatedNode, _ event: PrefillEvent) {
-        guard let actions = node.prefill?.handle(event, at: instant) else { return }
+        guard let actions = node.prefill?.handle(event, at: instant(of: node)) else { return }
         if case .tick = event, actions.isEmpty { return }
         audit(node)
         for action in actions {
@@ -345,7 +349,7 @@ public final class ClusterSimulation {
     }
 
     func perform(decode node: SimulatedNode, _ event: DecodeEvent) {
-        guard let actions = node.decode?.handle(event, at: instant) else { return }
+        guard let actions = node.decode?.handle(event, at: instant(of: node)) else { return }
         if case .tick = event, actions.isEmpty { return }
         audit(node)
         for action in actions {
@@ -389,6 +393,10 @@ public final class ClusterSimulation {
         var time = configuration.profile.time(of: batch)
         if configuration.variesSteps {
             time = TimeSpan(seconds: time.seconds * (0.5 + 1.5 * random.unit()))
+        }
+        let variation = batch.isDecoding ? configuration.profile.decodeVariation : configuration.profile.prefillVariation
+        if !variation.isEmpty {
+            time = TimeSpan(seconds: time.seconds * CostProfile.draw(variation, &random))
         }
         let interference =
             node.shape.role == .prefill

@@ -104,7 +104,7 @@ extension ClusterSimulation {
         let link = controlLinks[id]
         note("coordinator", "-> \(worker.id)  \(Summary.of(message))")
         mark(link.node, Summary.code(of: message))
-        guard !link.isCut else { return }
+        guard !link.isCut else { return witness("message.lost") }
         for copy in 0..<copies(of: message) {
             if copy > 0 { witness("message.repeated") }
             link.lastToWorker = arrival(
@@ -115,11 +115,14 @@ extension ClusterSimulation {
 
     func sendToCoordinator(_ node: SimulatedNode, _ message: Message) {
         guard let id = node.control, controlLinks[id].isUpAtWorker else { return }
-        if configuration.audits { checkAccepted(node, message) }
+        if configuration.audits {
+            checkAccepted(node, message)
+            witnessPool(message)
+        }
         let link = controlLinks[id]
         note(node.id.name, "-> coordinator  \(Summary.of(message))")
         mark(node.index, Summary.code(of: message))
-        guard !link.isCut else { return }
+        guard !link.isCut else { return witness("message.lost") }
         for copy in 0..<copies(of: message) {
             if copy > 0 { witness("message.repeated") }
             link.lastToCoordinator = arrival(
@@ -152,6 +155,7 @@ extension ClusterSimulation {
             .credit, .transferEnd, .transferCommitted, .transferFailed, .leaseRenew, .cancel, .cancelAck:
             let stale = configuration.audits ? staleWords(message) : []
             emittedNow.removeAll(keepingCapacity: true)
+            if case .tokenSteps(let steps) = message { paused.subtract(steps.started.map(\.job)) }
             tell(.workerMessage(link.ref, message))
             checkStale(stale, emitted: emittedNow)
             if case .tokenSteps = message { onIteration?(self) }

@@ -35,6 +35,10 @@ public struct CostProfile: Hashable, Sendable {
     /// of a prefill worker, and of one that decodes.
     public var prefillInterference = 0.0
     public var decodeInterference = 0.0
+    /// An iteration's time over what the coefficients say, as equally spaced quantiles of the measured
+    /// ratios from the least to the greatest: each iteration draws one. Empty: none varies.
+    public var prefillVariation: [Double] = []
+    public var decodeVariation: [Double] = []
     /// From the last page to the first decode iteration, beside the pages' own time: one way on a
     /// page link. Nil: as control messages.
     public var pageLatency: TimeSpan?
@@ -92,6 +96,15 @@ public struct CostProfile: Hashable, Sendable {
             milliseconds += line.linear * Double(work.contextTokens) + line.other * Double(work.decodeJobs)
         }
         return TimeSpan(seconds: (base + milliseconds) * factor / 1000)
+    }
+
+    /// A draw from quantiles, linearly between neighbours.
+    static func draw(_ quantiles: [Double], _ random: inout SimulationRandom) -> Double {
+        guard quantiles.count > 1 else { return quantiles.first ?? 1 }
+        let place = random.unit() * Double(quantiles.count - 1)
+        let index = min(Int(place), quantiles.count - 2)
+        let share = place - Double(index)
+        return quantiles[index] * (1 - share) + quantiles[index + 1] * share
     }
 
     /// Decoding workers' entries have one new token each; everything else is prefill.
@@ -153,5 +166,12 @@ extension CostProfile {
     public init?(named name: String) {
         guard let profile = Self.all.first(where: { $0.name == name }) else { return nil }
         self = profile
+    }
+}
+
+extension StepBatch {
+    /// Whether any of its jobs decodes: prompts beside them wait for the same iteration.
+    var isDecoding: Bool {
+        entries.contains { $0.tokens.count == 1 && $0.startPosition > 0 && ($0.sample?.outputTokens ?? 0) > 0 }
     }
 }

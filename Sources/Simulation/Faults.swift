@@ -19,6 +19,10 @@ enum Fault {
     case corruptPages(percent: Int)
     case repeatFrames(percent: Int)
     case drain(node: Int, deadline: TimeSpan)
+    /// The reading of a machine's clock jumps, forward or back; a nil node is the coordinator's machine.
+    case stepClock(node: Int?, by: TimeSpan)
+    /// The machine sleeps, and its clock stands still meanwhile.
+    case suspend(node: Int?, span: TimeSpan)
     /// The end of all of it.
     case heal
 }
@@ -47,6 +51,8 @@ extension ClusterSimulation {
         case .corruptPages(let percent): corruptPercent = percent
         case .repeatFrames(let percent): duplicatePercent = percent
         case .drain(let node, let deadline): drain(nodes[node], deadline)
+        case .stepClock(let node, let span): stepClock(node.map { nodes[$0] }, span)
+        case .suspend(let node, let span): suspend(node.map { nodes[$0] }, span)
         case .heal: heal()
         }
     }
@@ -64,6 +70,7 @@ extension ClusterSimulation {
     func die(_ node: SimulatedNode, silently: Bool) {
         note(node.id.name, "process \(node.ref) ends")
         node.isAlive = false
+        node.clock.wake(at: now)
         node.deferred = []
         node.landings = [:]
         if let id = node.control { loseControl(controlLinks[id], silently) }
@@ -113,6 +120,7 @@ extension ClusterSimulation {
 
     func thaw(_ node: SimulatedNode) {
         guard node.isAlive, node.frozenUntil <= now else { return }
+        node.clock.wake(at: now)
         let waiting = node.deferred
         node.deferred = []
         if !waiting.isEmpty { note(node.id.name, "goes on; \(waiting.count) events waited") }
@@ -128,6 +136,7 @@ extension ClusterSimulation {
 
     func thawCoordinator() {
         guard isCoordinatorAlive, coordinatorFrozenUntil <= now else { return }
+        coordinatorClock.wake(at: now)
         let waiting = deferredForCoordinator
         deferredForCoordinator = []
         for event in waiting { queue.add(event, at: now) }
@@ -137,6 +146,7 @@ extension ClusterSimulation {
         guard isCoordinatorAlive else { return }
         witness(jobs.isEmpty ? "fault.crashCoordinator.idle" : "fault.crashCoordinator.busy")
         isCoordinatorAlive = false
+        coordinatorClock.wake(at: now)
         deferredForCoordinator = []
         links = [:]
         for link in controlLinks where !link.isCut {
@@ -155,6 +165,35 @@ extension ClusterSimulation {
         }
         witness(node.heldTransfers.isEmpty ? "fault.drain.idle" : "fault.drain.busy")
         tell(.drain(node.id, deadline: deadline))
+    }
+
+    // MARK: Clocks
+
+    private func stepClock(_ node: SimulatedNode?, _ span: TimeSpan) {
+        let isBusy = node.map { !$0.heldTransfers.isEmpty } ?? !jobs.isEmpty
+        let name = span.nanoseconds < 0 ? "fault.clockBack" : "fault.clockForward"
+        witness("\(name).\(node == nil ? "coordinator" : "worker").\(isBusy ? "busy" : "idle")")
+        if let node {
+            node.clock.step(by: span.nanoseconds)
+        } else {
+            coordinatorClock.step(by: span.nanoseconds)
+        }
+    }
+
+    private func suspend(_ node: SimulatedNode?, _ span: TimeSpan) {
+        if let node {
+            guard node.isAlive, node.frozenUntil <= now else { return }
+            node.clock.sleep(at: now)
+            witness(node.heldTransfers.isEmpty ? "fault.suspend.worker.idle" : "fault.suspend.worker.busy")
+            node.frozenUntil = now + span.nanoseconds
+            after(span, .thaw(node.index))
+        } else {
+            guard isCoordinatorAlive, coordinatorFrozenUntil <= now else { return }
+            coordinatorClock.sleep(at: now)
+            witness("fault.suspend.coordinator")
+            coordinatorFrozenUntil = now + span.nanoseconds
+            after(span, .thawCoordinator)
+        }
     }
 
     // MARK: Links

@@ -44,6 +44,15 @@ extension ClusterSimulation {
         node.accepted[accepted.job] = max(before, accepted.attempt)
     }
 
+    /// That a pool or a host tier was really full.
+    func witnessPool(_ message: Message) {
+        if case .reserveNack(let nack) = message { witness("reserve.refused.\(nack.reason.rawValue)") }
+        guard case .tokenSteps(let steps) = message else { return }
+        for step in steps.steps {
+            if case .evicted = step.end { witness("pool.evicted") }
+        }
+    }
+
     // MARK: I6
 
     /// A job of which a message tells under another attempt than the one that counts.
@@ -104,13 +113,14 @@ extension ClusterSimulation {
     /// last heard of it.
     func checkLeases(_ node: SimulatedNode) {
         let lease = configuration.coordinator.transferLease.nanoseconds
-        for (transfer, heard) in node.lastHeard where now - heard > lease + 1_000_000 {
+        let reading = node.clock.reading(at: now)
+        for (transfer, heard) in node.lastHeard where reading - heard > lease + 1_000_000 {
             guard node.landings[transfer] != nil else {
                 node.lastHeard[transfer] = nil
                 continue
             }
             if node.landings[transfer]?.isClosed == true { continue }
-            let age = (now - heard) / 1_000_000
+            let age = (reading - heard) / 1_000_000
             return fail("\(node.id) holds \(Summary.short(transfer)), of which it has heard nothing for \(age) ms")
         }
     }
@@ -118,7 +128,7 @@ extension ClusterSimulation {
     /// Something came that keeps a reservation alive.
     func hear(_ node: SimulatedNode, _ transfer: TransferID) {
         guard configuration.audits, node.landings[transfer] != nil else { return }
-        node.lastHeard[transfer] = now
+        node.lastHeard[transfer] = node.clock.reading(at: now)
     }
 
     /// The transfer that a message keeps alive.

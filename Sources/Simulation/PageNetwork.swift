@@ -77,6 +77,7 @@ extension ClusterSimulation {
     private func pump(_ link: PageLink) {
         guard link.isUpAtSource, !link.isCut, link.current == nil, !link.isQueueEmpty else { return }
         let turn = configuration.audits ? random.pick(Array(link.queue[link.head...]))?.transfer : nil
+        if let turn, turn != link.queue[link.head].transfer { witness("pages.reordered") }
         guard let item = link.takeNext(turn: turn) else { return }
         link.current = item
         var duration: Int64 = 1000

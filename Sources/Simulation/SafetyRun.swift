@@ -8,6 +8,10 @@ public struct SafetyResult: Sendable {
     /// The first broken promise; nil is a pass.
     public var failure: String?
     public var events: UInt64
+    /// Those before all faults were mended.
+    public var faultyEvents: UInt64
+    /// From then until everything had ended.
+    public var restSeconds: Double
     public var virtualSeconds: Double
     public var jobs: Int
     public var digest: UInt64
@@ -40,10 +44,7 @@ public enum SafetyRun {
         for (time, fault) in plan.faults() { simulation.queue.add(.fault(fault), at: time) }
         simulation.queue.add(.fault(.heal), at: SafetyPlan.healAt)
         simulation.begin()
-        let failure = finish(simulation, from: SafetyPlan.healAt)
-        return SafetyResult(
-            seed: seed, failure: failure, events: simulation.eventCount, virtualSeconds: simulation.virtualSeconds,
-            jobs: simulation.jobCount, digest: simulation.digest, witnessed: simulation.witnessed)
+        return finish(simulation, seed: seed, from: SafetyPlan.healAt)
     }
 
     /// One fault of each kind, at one event of a small fault-free run: swept over all events, it
@@ -52,6 +53,7 @@ public enum SafetyRun {
         case killPrefill, killDecode, vanishPrefill, vanishDecode, freezePrefill, freezeDecode, cutPages, holdPages
         case cutPrefillControl, cutDecodeControl, holdDecodeControl, crashCoordinator, freezeCoordinator
         case drainPrefill, drainDecode, corruptPages, cancel
+        case suspendPrefill, suspendDecode, clockForwardDecode, clockBackDecode, clockForwardCoordinator
 
         var fault: Fault? {
             switch self {
@@ -72,6 +74,11 @@ public enum SafetyRun {
             case .drainDecode: .drain(node: 1, deadline: .milliseconds(30))
             case .corruptPages: .corruptPages(percent: 60)
             case .cancel: nil
+            case .suspendPrefill: .suspend(node: 0, span: .seconds(4))
+            case .suspendDecode: .suspend(node: 1, span: .seconds(4))
+            case .clockForwardDecode: .stepClock(node: 1, by: .seconds(60))
+            case .clockBackDecode: .stepClock(node: 1, by: TimeSpan(nanoseconds: -3_000_000_000))
+            case .clockForwardCoordinator: .stepClock(node: nil, by: .seconds(60))
             }
         }
     }
@@ -95,10 +102,7 @@ public enum SafetyRun {
             for number in 0..<simulation.jobCount { simulation.cancelByClient(number) }
         }
         simulation.queue.add(.fault(.heal), at: simulation.now + 5_000_000_000)
-        let failure = finish(simulation, from: simulation.now + 5_000_000_000)
-        return SafetyResult(
-            seed: index, failure: failure, events: simulation.eventCount, virtualSeconds: simulation.virtualSeconds,
-            jobs: simulation.jobCount, digest: simulation.digest, witnessed: simulation.witnessed)
+        return finish(simulation, seed: index, from: simulation.now + 5_000_000_000)
     }
 
     /// Events of the sweep's run until its last job has ended.
@@ -114,10 +118,12 @@ public enum SafetyRun {
     /// How long after the last fault everything must have ended.
     static let livenessLimit: Int64 = 180_000_000_000
 
-    private static func finish(_ simulation: ClusterSimulation, from start: Int64) -> String? {
-        var nextLook = start
+    /// Both phases: until `start` anything may break, then everything must end.
+    private static func finish(_ simulation: ClusterSimulation, seed: UInt64, from start: Int64) -> SafetyResult {
+        var (nextLook, faultyEvents) = (start, UInt64(0))
         while simulation.step() {
             guard simulation.now >= nextLook else { continue }
+            if faultyEvents == 0 { faultyEvents = simulation.eventCount }
             nextLook = simulation.now + 100_000_000
             guard let unrest = simulation.unrest else {
                 simulation.checkCharges()
@@ -125,7 +131,12 @@ public enum SafetyRun {
             }
             if simulation.now > start + livenessLimit { simulation.fail("never came to rest: \(unrest)") }
         }
-        return simulation.failure
+        let phase = faultyEvents == 0 ? "safety phase" : "liveness phase"
+        return SafetyResult(
+            seed: seed, failure: simulation.failure.map { "\(phase), \($0)" }, events: simulation.eventCount,
+            faultyEvents: faultyEvents == 0 ? simulation.eventCount : faultyEvents,
+            restSeconds: max(Double(simulation.now - start) / 1e9, 0), virtualSeconds: simulation.virtualSeconds,
+            jobs: simulation.jobCount, digest: simulation.digest, witnessed: simulation.witnessed)
     }
 }
 
@@ -260,6 +271,7 @@ struct SafetyPlan {
         result.bufferedTokensMax = random.within(8...64)
         result.variesSteps = true
         result.audits = true
+        result.clocks = clocks
         result.swapBytesPerSecond = swapBytesPerSecond
         result.swapFailPercent = swapFailPercent
         result.network.latency = .microseconds(Int64(random.within(50...2000)))
@@ -314,7 +326,41 @@ struct SafetyPlan {
         for _ in 0..<random.within(0...8) {
             faults.append((Int64(random.within(0...Self.faultsEnd)) * 1000, drawFault()))
         }
-        return faults
+        return faults + clockFaults()
+    }
+
+    // MARK: Clocks, from a stream of their own
+
+    /// Machines were booted up to thirty years apart; most clocks keep time to 200 millionths, some are
+    /// off by five in a hundred.
+    private var clocks: ClockPlan {
+        var own = SimulationRandom(seed: Hashing.mix(seed ^ 0x636c_6f63_6b73))
+        var clocks = ClockPlan()
+        let isBad = own.chance(15)
+        for _ in 0...shapes.count {
+            clocks.ahead.append(own.chance(20) ? 0 : Int64(own.within(0...1_000_000_000)) * 1_000_000_000)
+            clocks.driftPPM.append(Int64(own.within(-200...200)) * (isBad ? 250 : 1))
+        }
+        return clocks
+    }
+
+    /// In two of five seeds: a step forward of up to an hour, most often within what timers take, a step
+    /// back of up to three seconds, or a machine that sleeps with its clock.
+    private func clockFaults() -> [(Int64, Fault)] {
+        var own = SimulationRandom(seed: Hashing.mix(seed ^ 0x7374_6570_73))
+        guard own.chance(40) else { return [] }
+        return (0..<own.within(1...3)).map { _ in
+            let at = Int64(own.within(0...Self.faultsEnd)) * 1000
+            let node = own.chance(30) ? nil : own.within(0...shapes.count - 1)
+            func span(_ milliseconds: ClosedRange<Int>) -> TimeSpan { .milliseconds(Int64(own.within(milliseconds))) }
+            switch own.within(0...9) {
+            case 0...2: return (at, .stepClock(node: node, by: span(1...2000)))
+            case 3, 4: return (at, .stepClock(node: node, by: span(2000...60_000)))
+            case 5: return (at, .stepClock(node: node, by: span(60_000...3_600_000)))
+            case 6, 7: return (at, .stepClock(node: node, by: TimeSpan(nanoseconds: -span(1...3000).nanoseconds)))
+            default: return (at, .suspend(node: node, span: span(20...3000)))
+            }
+        }
     }
 
     private mutating func drawFault() -> Fault {

@@ -19,6 +19,8 @@ final class SimulatedNode {
     /// Stopped by a signal until then; what comes meanwhile waits.
     var frozenUntil: Int64 = 0
     var deferred: [SimulationEvent] = []
+    /// The machine's, whatever processes come and go on it.
+    var clock: SimulatedClock
 
     /// The control link, while this side holds it up, and the wait before the next attempt.
     var control: Int?
@@ -62,6 +64,7 @@ final class SimulatedNode {
         id = WorkerID(name)
         self.shape = shape
         ref = WorkerRef(id: id, epoch: Epoch(0))
+        clock = configuration.clocks.clock(index)
         writable = Array(repeating: 0, count: shape.blockCount)
         engine = SimulatedEngine(
             blockCount: shape.blockCount, blockTokens: configuration.blockTokens,

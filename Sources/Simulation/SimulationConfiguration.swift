@@ -56,6 +56,8 @@ public struct SimulationConfiguration: Sendable {
     /// How often the drivers let time pass.
     public var tick: TimeSpan = .milliseconds(25)
     public var orphanGrace: TimeSpan = .seconds(30)
+    /// What the machines' clocks read; as it is, all read true time.
+    public var clocks = ClockPlan()
     /// Between a worker's pool and its host tier, and how many moves in a hundred fail.
     public var swapBytesPerSecond = 12e9
     public var swapFailPercent = 0

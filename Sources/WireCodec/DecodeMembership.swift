@@ -28,7 +28,8 @@ extension WireReader {
             stepTokensMax: try int(wire.step_tokens_max, "step_tokens_max"), processID: wire.process_id,
             held: try transfers(wire.n_held, wire.held, "held"),
             swapPages: wire.has_swap_pages != 0 ? try blockCount(wire.swap_pages, "swap_pages") : 0,
-            reservesWholeJobs: wire.has_reserves_whole_jobs != 0 && wire.reserves_whole_jobs != 0)
+            reservesWholeJobs: wire.has_reserves_whole_jobs != 0 && wire.reserves_whole_jobs != 0,
+            jobsMax: wire.has_jobs_max != 0 ? try blockCount(wire.jobs_max, "jobs_max") : 0)
     }
 
     func registerAck(_ wire: Tandem__RegisterAck) -> RegisterAck {
@@ -74,7 +75,7 @@ extension WireReader {
     }
 
     /// Small enough that the sum over the states cannot overflow: a slot index has 32 bits.
-    private func blockCount(_ value: UInt64, _ field: String) throws(FrameError) -> Int {
+    func blockCount(_ value: UInt64, _ field: String) throws(FrameError) -> Int {
         guard value <= UInt64(UInt32.max) else { throw malformed(field) }
         return Int(value)
     }

@@ -40,13 +40,23 @@ extension WireReader {
     func setRunning(_ wire: Tandem__SetRunning) throws(FrameError) -> SetRunning {
         SetRunning(
             run: try transfers(wire.n_run, wire.run, "run"), pause: try transfers(wire.n_pause, wire.pause, "pause"),
-            order: try transfers(wire.n_order, wire.order, "order"))
+            order: try transfers(wire.n_order, wire.order, "order"),
+            standby: try transfers(wire.n_standby, wire.standby, "standby"),
+            wantedBlocks: wire.has_wanted_blocks != 0 ? try blockCount(wire.wanted_blocks, "wanted_blocks") : 0)
     }
 
     func tokenSteps(_ wire: Tandem__TokenSteps) throws(FrameError) -> TokenSteps {
         TokenSteps(
             iteration: wire.iteration, computeTime: TimeSpan(nanoseconds: wire.compute_time),
-            steps: try list(wire.n_steps, wire.steps, "steps") { (step) throws(FrameError) in try tokenStep(step) })
+            steps: try list(wire.n_steps, wire.steps, "steps") { (step) throws(FrameError) in try tokenStep(step) },
+            room: wire.room != nil ? try room(try required(wire.room, "room")) : nil,
+            started: try transfers(wire.n_started, wire.started, "started"))
+    }
+
+    private func room(_ wire: Tandem__Room) throws(FrameError) -> Room {
+        Room(
+            freeBlocks: try blockCount(wire.free_blocks, "room.free_blocks"),
+            freeHostPages: try blockCount(wire.free_host_pages, "room.free_host_pages"))
     }
 
     private func tokenStep(_ wire: Tandem__TokenStep) throws(FrameError) -> TokenStep {

@@ -49,6 +49,10 @@ extension WireWriter {
             wire.pointee.has_reserves_whole_jobs = 1
             wire.pointee.reserves_whole_jobs = 1
         }
+        if value.jobsMax != 0 {
+            wire.pointee.has_jobs_max = 1
+            wire.pointee.jobs_max = try count(value.jobsMax, "jobs_max")
+        }
         return wire
     }
 

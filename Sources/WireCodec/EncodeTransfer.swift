@@ -51,6 +51,11 @@ extension WireWriter {
         (wire.pointee.n_run, wire.pointee.run) = try transfers(value.run, "run")
         (wire.pointee.n_pause, wire.pointee.pause) = try transfers(value.pause, "pause")
         (wire.pointee.n_order, wire.pointee.order) = try transfers(value.order, "order")
+        (wire.pointee.n_standby, wire.pointee.standby) = try transfers(value.standby, "standby")
+        if value.wantedBlocks != 0 {
+            wire.pointee.has_wanted_blocks = 1
+            wire.pointee.wanted_blocks = try count(value.wantedBlocks, "wanted_blocks")
+        }
         return wire
     }
 
@@ -61,6 +66,15 @@ extension WireWriter {
         (wire.pointee.n_steps, wire.pointee.steps) = try list(value.steps, "steps") { (step) throws(FrameError) in
             try tokenStep(step)
         }
+        if let room = value.room { wire.pointee.room = try self.room(room) }
+        (wire.pointee.n_started, wire.pointee.started) = try transfers(value.started, "started")
+        return wire
+    }
+
+    private func room(_ value: Room) throws(FrameError) -> Pointer<Tandem__Room> {
+        let wire = try make(tandem__room__init)
+        wire.pointee.free_blocks = try count(value.freeBlocks, "room.free_blocks")
+        wire.pointee.free_host_pages = try count(value.freeHostPages, "room.free_host_pages")
         return wire
     }
 

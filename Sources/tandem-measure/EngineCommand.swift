@@ -23,6 +23,8 @@ struct EngineCommand: ParsableCommand {
     @Option(help: "Quantise 16- and 32-bit matrices while loading: q8_0, q4_0.") var quantize: QuantizeChoice?
     @Option(help: "Kernels: scalar, avx2, avx512 (default: the widest).") var kernels: KernelVariant?
     @Option(help: "Tokens that are prefilled before the first row, for pages and caches; 0: none.") var warmUp: Int = 32
+    @Option(help: "Folder of packed weights, written by a first run and mapped by later ones (default: none).")
+    var packedCache: String?
     @Flag(help: "Read the tokenizer too, as a server does, before the engine is made.") var withTokenizer = false
     @Flag(help: "A JSON object per line instead of a table.") var json = false
 
@@ -154,6 +156,9 @@ private struct EngineBench {
         options.threads = command.threads
         options.kernels = command.kernels
         options.quantise = command.quantize?.format
+        options.packedWeights = command.packedCache.map { folder in
+            PackedWeightsCache(folder: folder, bytesMin: 0) { FileHandle.standardError.write(Data("\($0)\n".utf8)) }
+        }
         try folder.weights.load(progress: nil)
         engine = try CPUEngine(spec: spec, weights: folder.weights, store: store, options: options)
         (model, weightBytes) = (command.model, folder.weights.byteCount)

@@ -80,13 +80,34 @@ struct BenchCommand: AsyncParsableCommand {
         Terminal.say("\(client.baseURL): \(describe(plan, concurrency)), seed \(seed)")
         try await runner.warmUp()
         let progress: (@Sendable (String) -> Void)? = quiet ? nil : { @Sendable text in Terminal.note(text) }
-        let run = await runner.play(progress: progress)
+        let run = try await Self.untilInterrupted { await runner.play(progress: progress) }
+        if run.outcomes.count < plan.count {
+            Terminal.note("stopped after \(run.outcomes.count) of \(plan.count) requests: what follows is of these")
+        }
         let report = LoadReport(
             run.outcomes, elapsed: run.elapsed, objectives: goodput, percentiles: metricPercentiles.values)
         Terminal.say(report.text)
         if let reason = run.outcomes.lazy.compactMap(\.failure).first { Terminal.say("first failure: \(reason)") }
         if let json { try write(report, plan, concurrency, seed, to: json) }
         if report.completed == 0 { throw ExitCode(1) }
+        if run.outcomes.count < plan.count { throw ExitCode(130) }
+    }
+
+    /// The first Ctrl-C ends the run and reports it, the second one the program.
+    private static func untilInterrupted(
+        _ body: @escaping @Sendable () async -> BenchRunner.Run
+    ) async throws -> BenchRunner.Run {
+        let run = Task { await body() }
+        signal(SIGINT, SIG_IGN)
+        let source = DispatchSource.makeSignalSource(signal: SIGINT, queue: .global())
+        source.setEventHandler {
+            signal(SIGINT, SIG_DFL)
+            Terminal.note("stopping: requests under way are dropped (Ctrl-C again ends at once)")
+            run.cancel()
+        }
+        source.resume()
+        defer { source.cancel() }
+        return await run.value
     }
 
     private static let clientsOfAClosedLoop = 8

@@ -44,38 +44,41 @@ struct BenchRunner: Sendable {
     func warmUp() async throws {
         let request = PlannedRequest(arrivalSeconds: nil, inputTokens: 8, outputTokens: 2)
         let outcome = await send(request, number: -1)
-        if let failure = outcome.failure { throw CLIError(failure) }
+        if let failure = outcome?.failure { throw CLIError("\(client.baseURL): the first request failed: \(failure)") }
     }
 
-    /// Outcomes in the order of their ends.
+    /// Outcomes in the order of their ends. A cancelled task sends nothing more and drops what is under
+    /// way; what has ended by then is the run.
     func play(progress: (@Sendable (String) -> Void)?) async -> Run {
         let started = ContinuousClock.now
-        let outcomes = await withTaskGroup(of: RequestOutcome.self) { group in
+        let outcomes = await withTaskGroup(of: RequestOutcome?.self) { group in
             var meter = BenchMeter(total: plan.count, started: started, say: progress)
             var outcomes: [RequestOutcome] = []
             var running = 0
+            func take(_ outcome: RequestOutcome?) {
+                guard let outcome else { return }
+                outcomes.append(outcome)
+                meter.note(outcome)
+            }
             for (number, request) in plan.enumerated() {
                 if running == concurrency, let outcome = await group.next() {
                     running -= 1
-                    outcomes.append(outcome)
-                    meter.note(outcome)
+                    take(outcome)
                 }
                 if let arrival = request.arrivalSeconds {
                     try? await Task.sleep(until: started + .seconds(arrival), clock: .continuous)
                 }
-                group.addTask { await send(request, number: number) }
+                guard group.addTaskUnlessCancelled(operation: { await send(request, number: number) }) else { break }
                 running += 1
             }
-            for await outcome in group {
-                outcomes.append(outcome)
-                meter.note(outcome)
-            }
+            for await outcome in group { take(outcome) }
             return outcomes
         }
         return Run(outcomes: outcomes, elapsed: (ContinuousClock.now - started).seconds)
     }
 
-    private func send(_ request: PlannedRequest, number: Int) async -> RequestOutcome {
+    /// nil for a request that the end of the run has cut off.
+    private func send(_ request: PlannedRequest, number: Int) async -> RequestOutcome? {
         let start = ContinuousClock.now
         let body = body(request, number: number)
         do {
@@ -89,7 +92,7 @@ struct BenchRunner: Sendable {
                 return try await group.next() ?? failed("nothing ran", start)
             }
         } catch {
-            return failed("\(error)", start)
+            return Task.isCancelled ? nil : failed("\(error)", start)
         }
     }
 
@@ -110,7 +113,8 @@ struct BenchRunner: Sendable {
         _ body: JSONValue, _ request: PlannedRequest, _ start: ContinuousClock.Instant
     ) async throws -> RequestOutcome {
         var moments: [Double] = []
-        var (input, output) = (request.inputTokens + prompts.prefixTokens, 0)
+        // Servers that send no usage are counted by their events that hold text, as vLLM's bench does.
+        var (input, output, texts) = (request.inputTokens + prompts.prefixTokens, Int?.none, 0)
         // A server may close a kept connection just as the next request is written (llama.cpp's does).
         let headers = [("connection", "close")] + (request.tenant.map { [("x-tandem-tenant", $0)] } ?? [])
         let events = try await client.events("/v1/completions", body, headers: headers)
@@ -120,14 +124,16 @@ struct BenchRunner: Sendable {
                 input = usage["prompt_tokens"]?.intValue ?? input
                 output = usage["completion_tokens"]?.intValue ?? output
             }
-            if event["choices"]?.arrayValue?.isEmpty == false { moments.append((ContinuousClock.now - start).seconds) }
+            guard let choice = event["choices"]?.arrayValue?.first else { continue }
+            moments.append((ContinuousClock.now - start).seconds)
+            if choice["text"]?.stringValue?.isEmpty == false { texts += 1 }
         }
         guard let first = moments.first, let last = moments.last else {
             throw CLIError("the stream held no event with a choice")
         }
         return RequestOutcome(
             latency: last, timeToFirstToken: first, gaps: zip(moments.dropFirst(), moments).map { $0 - $1 },
-            inputTokens: input, outputTokens: max(output, 1))
+            inputTokens: input, outputTokens: max(output ?? texts, 0))
     }
 
     private func failed(_ reason: String, _ start: ContinuousClock.Instant) -> RequestOutcome {

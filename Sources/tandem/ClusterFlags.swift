@@ -45,6 +45,13 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Quantise 16- and 32-bit matrices while the model is loaded: none, q8_0, q4_0.")
     var quantize: String?
 
+    @Option(
+        help: """
+            Folder of packed weights, which the first worker writes and the others share; auto: tandem/packed in your \
+            cache folder; none: no files, every worker packs in memory of its own.
+            """)
+    var packedCache: String?
+
     @Option(help: "Tokens per block.")
     var blockTokens: Int?
 
@@ -63,6 +70,15 @@ struct ClusterFlags: ParsableArguments {
 
     @Option(help: "Jobs that a prefill worker is given before it has to finish some.")
     var prefillWindow: Int?
+
+    @Option(
+        help: """
+            Milliseconds of waiting for a prefill worker past which a prompt is prefilled where it decodes; 0: never.
+            """)
+    var reliefWaitMs: Int?
+
+    @Option(help: "Milliseconds that a step with prompt beside decoding jobs should take at most; 0: no limit.")
+    var stepLimitMs: Int?
 
     @Option(help: "File of API keys, one `key tenant` per line; without it every request is let in.")
     var apiKeys: String?
@@ -114,6 +130,8 @@ struct ClusterFlags: ParsableArguments {
                 "kv-type", flag: kvType, standard: "bf16", from: ["f32", "f16", "bf16", "int8"]),
             quantize: try resolver.choice(
                 "quantize", flag: quantize, standard: "none", from: ["none", "q8_0", "q4_0"]),
+            packedCache: Self.absoluteUnlessWord(
+                resolver.text("packed-cache", flag: packedCache, standard: "auto"), ["auto", "none"]),
             blockTokens: try resolver.integer("block-tokens", flag: blockTokens, standard: 16, in: 1...1024),
             blocks: try resolver.integer("blocks", flag: blocks, standard: 0, in: 0...(1 << 24)),
             threadsPerWorker: threads == 0 ? shared : threads,
@@ -122,6 +140,8 @@ struct ClusterFlags: ParsableArguments {
             localPrefillTokens: try resolver.integer(
                 "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20)),
             prefillWindow: try resolver.integer("prefill-window", flag: prefillWindow, standard: 2, in: 1...1024),
+            reliefWaitMs: try resolver.integer("relief-wait-ms", flag: reliefWaitMs, standard: 0, in: 0...600_000),
+            stepLimitMs: try resolver.integer("step-limit-ms", flag: stepLimitMs, standard: 0, in: 0...60_000),
             apiKeysFile: resolver.optionalText("api-keys", flag: apiKeys),
             tenants: resolver.optionalText("tenants", flag: tenants),
             tlsCertificate: resolver.optionalText("tls-certificate", flag: tlsCertificate),
@@ -129,6 +149,11 @@ struct ClusterFlags: ParsableArguments {
             logLevel: try resolver.choice(
                 "log-level", flag: logLevel, standard: "info",
                 from: ["trace", "debug", "info", "notice", "warning", "error"]))
+    }
+
+    /// A path that means the same in every process, or one of the words that stand for none.
+    private static func absoluteUnlessWord(_ path: String, _ words: [String]) -> String {
+        words.contains(path) ? path : URL(fileURLWithPath: path).standardizedFileURL.path
     }
 
     /// Whether something is there; what is in it, the programs find out.
@@ -177,10 +202,31 @@ struct ClusterFlags: ParsableArguments {
 
 /// Loopback ports that nobody uses at the moment of asking.
 enum FreePort {
-    static func any() throws -> UInt16 { try bind(0) }
+    /// One that the kernel gives to no outgoing connection. Of those that it does give, one may be gone
+    /// before its program listens, or while its program is started again: a worker that tries to
+    /// reconnect may even be given the very port it connects to, and be connected with itself.
+    static func any() throws -> UInt16 {
+        let first = firstOutgoing
+        if first > lowest + 1000 {
+            for _ in 0..<tries {
+                if let port = try? bind(.random(in: lowest..<first)) { return port }
+            }
+        }
+        return try bind(0)
+    }
+
+    private static let lowest: UInt16 = 20_000
+    private static let tries = 64
+
+    /// Where the kernel's range for outgoing connections begins.
+    private static var firstOutgoing: UInt16 {
+        let text = try? String(contentsOfFile: "/proc/sys/net/ipv4/ip_local_port_range", encoding: .utf8)
+        return text?.split(whereSeparator: \.isWhitespace).first.flatMap { UInt16($0) } ?? 32_768
+    }
 
     /// Checks a wanted port, so that `up` says what is wrong before it starts anything.
     static func resolve(_ wanted: Int, name: String) throws -> UInt16 {
+        guard wanted != 0 else { return try any() }
         do {
             return try bind(UInt16(clamping: wanted))
         } catch {

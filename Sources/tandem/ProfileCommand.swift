@@ -13,17 +13,24 @@ struct ProfileCommand: AsyncParsableCommand {
             the links and the front door cost is in the fit. The cluster should be idle otherwise, with one prefill
             and one decode worker, or with one mixed worker, and --local-prefill-tokens 0.
 
-              tandem profile --fit profile.json                      fit and write
-              tandem profile --compare profile.json --rate 20        one workload, live and simulated
+              tandem profile --fit profile.json --samples all.json     measure, fit and write
+              tandem profile --refit all.json --fit profile.json       fit again, without the cluster
+              tandem profile --compare profile.json --loads 0.5,0.8 --seeds 3
+                                                                       workloads, live and simulated
             """)
 
     @Option(help: "Fit, and write the profile to this file.") var fit: String?
     @Option(help: "Play a workload live and simulated with the profile of this file.") var compare: String?
+    @Option(help: "With --fit or --compare: write every measured job to this file.") var samples: String?
+    @Option(help: "Fit to the jobs of this file of --samples, without a cluster.") var refit: String?
     @Option(help: "Longest sequence that the model takes.") var context: Int = 512
     @Option(help: "Rounds of every measurement.") var rounds: Int = 5
     @Option(help: "Prompt ids are drawn below this.") var vocabulary: Int = 1000
     @Option(help: "With --compare: requests.") var jobs: Int = 200
     @Option(help: "With --compare: requests per second, Poisson.") var rate: Double = 10
+    @Option(help: "With --compare: shares of what the profile says the cluster can take, in place of --rate.")
+    var loads: String?
+    @Option(help: "With --compare: workloads per load, of seeds from --seed on.") var seeds: Int = 1
     @Option(help: "With --compare: prompt tokens, \(LengthDistribution.forms).") var input = "lognormal:128:0.8"
     @Option(help: "With --compare: output tokens, \(LengthDistribution.forms).") var output = "lognormal:48:0.8"
     @Option(help: "With --compare: the cluster's policy.") var policy = "fair"
@@ -33,28 +40,43 @@ struct ProfileCommand: AsyncParsableCommand {
     @Option(help: "With --compare: prompts below this are prefilled where they decode.") var localPrefill: Int = 0
     @Option(help: "Seed of prompts, lengths and arrivals.") var seed: UInt64 = 1
     @Option(help: "With --compare: also write the table as JSON.") var json: String?
+    @Option(help: "With --compare: also write the table as Markdown.") var markdown: String?
     @OptionGroup var cluster: ClusterOptions
 
     func validate() throws {
+        guard refit == nil || fit != nil else { throw ValidationError("--refit: --fit names no file to write") }
         guard (fit == nil) != (compare == nil) else {
             throw ValidationError("one of --fit and --compare is needed")
         }
         for (name, value) in [
             ("context", context), ("rounds", rounds), ("vocabulary", vocabulary), ("jobs", jobs),
-            ("batch-jobs", batchJobs), ("step-tokens", stepTokens), ("chunk-tokens", chunkTokens),
+            ("batch-jobs", batchJobs), ("step-tokens", stepTokens), ("chunk-tokens", chunkTokens), ("seeds", seeds),
         ] where !(1...10_000_000).contains(value) {
             throw ValidationError("--\(name): \(value) is outside 1 to 10000000")
         }
         guard context >= 64 else { throw ValidationError("--context: \(context) is less than 64") }
+        if let loads { _ = try Self.shares(loads) }
         guard rate.isFinite, rate > 0 else { throw ValidationError("--rate: \(rate) is not more than 0") }
         for (name, text) in [("input", input), ("output", output)] where LengthDistribution(text) == nil {
             throw ValidationError("--\(name): \(text) is not of the form \(LengthDistribution.forms)")
         }
     }
 
+    static func shares(_ text: String) throws -> [Double] {
+        let parts = text.split(separator: ",", omittingEmptySubsequences: false)
+        let values = parts.compactMap { Double($0) }.filter { $0 > 0 && $0 < 2 }
+        guard values.count == parts.count, values.count <= 8 else {
+            throw ValidationError("--loads: \(text) is no list of at most 8 numbers between 0 and 2")
+        }
+        return values
+    }
+
     func run() async throws {
+        if let refit, let fit { return try write(ProfileFit(try SamplesFile.read(refit)), to: fit) }
         let load = LiveLoad(client: ClusterClient(cluster), vocabulary: vocabulary, seed: seed)
-        let shape = try await LiveShape(load.client)
+        var shape = try await LiveCluster(load.client)
+        (shape.batchJobs, shape.stepTokens, shape.chunkTokens) = (batchJobs, stepTokens, chunkTokens)
+        shape.policy = policy
         if let fit {
             try await runFit(load, shape, to: fit)
         } else if let compare {
@@ -63,16 +85,9 @@ struct ProfileCommand: AsyncParsableCommand {
     }
 }
 
-/// What the coordinator says of its workers.
-struct LiveShape: Sendable {
-    var prefill = 0
-    var decode = 0
-    var mixed = 0
-    var blockTokens = 16
-    var pageBytes = 0
-    var blocks = 0
-
-    /// Asks until every worker has said how many blocks it has: the first heartbeat may be on its way.
+extension LiveCluster {
+    /// What the coordinator says of its workers. Asks until every worker has said how many blocks it has:
+    /// the first heartbeat may be on its way.
     init(_ client: ClusterClient) async throws {
         for _ in 0..<40 {
             self = try Self(of: await client.get("/admin/cluster"))
@@ -83,6 +98,7 @@ struct LiveShape: Sendable {
     }
 
     private init(of cluster: JSONValue) throws {
+        self.init()
         let workers = cluster["workers"]?.arrayValue ?? []
         for worker in workers {
             switch worker["role"]?.stringValue {
@@ -96,43 +112,6 @@ struct LiveShape: Sendable {
             if worker["role"]?.stringValue != "prefill", total > 0 { blocks = blocks == 0 ? total : min(blocks, total) }
         }
         guard decode + mixed > 0 else { throw CLIError("the cluster has no worker that decodes") }
-    }
-
-    var name: String { mixed > 0 ? "\(mixed) mixed" : "\(prefill) prefill, \(decode) decode" }
-}
-
-/// One job's stamps, milliseconds since the coordinator received it, and what the client saw.
-struct LiveJob: Sendable {
-    /// When the client sent it, milliseconds since the command began.
-    var sent: Double
-    var inputTokens: Int
-    var outputTokens: Int
-    /// Nil where the first token overtook the word that the prompt had begun.
-    var prefilling: Double?
-    var firstToken: Double
-    var transferring: Double?
-    var decoding: Double?
-    var secondToken: Double?
-    var finished: Double
-    var kvBytes: Int
-    var clientFirstToken: Double
-    var clientCompletion: Double
-
-    /// The time in which it decoded, and in which its prompt was computed.
-    var decodingTime: ClosedRange<Double>? {
-        guard let secondToken, finished > secondToken else { return nil }
-        return sent + secondToken...sent + finished
-    }
-
-    var promptTime: ClosedRange<Double>? {
-        guard let prefilling, firstToken > prefilling else { return nil }
-        return sent + prefilling...sent + firstToken
-    }
-
-    /// Mean gap of the tokens after the second.
-    var gap: Double? {
-        guard let secondToken, outputTokens > 3 else { return nil }
-        return (finished - secondToken) / Double(outputTokens - 2)
     }
 }
 
@@ -157,23 +136,28 @@ struct LiveLoad: Sendable {
         let start = ContinuousClock.now
         let events = try await client.events("/v1/completions", .object(body))
         guard let id = events.jobID else { throw CLIError("the coordinator named no job") }
-        var (first, last) = (0.0, 0.0)
+        var tokens: [Double] = []
         for try await event in events where event["choices"]?.arrayValue?.isEmpty == false {
-            last = (ContinuousClock.now - start).seconds * 1000
-            if first == 0 { first = last }
+            tokens.append((ContinuousClock.now - start).seconds * 1000)
         }
         let job = try await client.get("/v1/jobs/\(id)")
         guard let stamps = job["stamps_ms"], let finished = stamps["finished"]?.doubleValue,
             let firstToken = stamps["first_token"]?.doubleValue
         else { throw CLIError("job \(id) has no stamps: it ended as \(job["status"]?.stringValue ?? "unknown")") }
-        return LiveJob(
-            sent: (start - Self.origin).seconds * 1000, inputTokens: input,
-            outputTokens: job["usage"]?["completion_tokens"]?.intValue ?? output,
-            prefilling: stamps["prefilling"]?.doubleValue, firstToken: firstToken,
-            transferring: stamps["transferring"]?.doubleValue,
-            decoding: stamps["decoding"]?.doubleValue, secondToken: stamps["second_token"]?.doubleValue,
-            finished: finished, kvBytes: job["route"]?["kv_bytes_moved"]?.intValue ?? 0, clientFirstToken: first,
-            clientCompletion: last)
+        var result = LiveJob()
+        result.sent = (start - Self.origin).seconds * 1000
+        result.inputTokens = input
+        result.outputTokens = job["usage"]?["completion_tokens"]?.intValue ?? output
+        result.prefilling = stamps["prefilling"]?.doubleValue
+        result.firstToken = firstToken
+        result.transferring = stamps["transferring"]?.doubleValue
+        result.decoding = stamps["decoding"]?.doubleValue
+        result.secondToken = stamps["second_token"]?.doubleValue
+        result.finished = finished
+        result.kvBytes = job["route"]?["kv_bytes_moved"]?.intValue ?? 0
+        (result.clientFirstToken, result.clientCompletion) = (tokens.first ?? 0, tokens.last ?? 0)
+        result.clientTokens = tokens
+        return result
     }
 
     /// So many equal jobs at once.

@@ -7,28 +7,58 @@ import Simulation
 // MARK: - Live and simulated, side by side
 
 extension ProfileCommand {
-    func runComparison(_ load: LiveLoad, _ shape: LiveShape, _ profile: CostProfile) async throws {
-        let trace = drawTrace()
+    func runComparison(_ load: LiveLoad, _ cluster: LiveCluster, _ profile: CostProfile) async throws {
         Terminal.complain("warming up")
-        _ = try await load.together(4, input: 32, output: 32, index: -1000)
-        Terminal.complain("\(trace.count) requests over \(Int(trace.last?.arrivalSeconds ?? 0)) s, live")
-        let live = try await play(load, trace)
-        let simulated = simulate(shape, profile, trace)
-        if let failure = simulated.failure { throw CLIError("the simulation broke a promise: \(failure)") }
-        let rows = compare(live, simulated, profile)
-        Terminal.say(
-            "\(shape.name); \(trace.count) requests, Poisson at \(rate)/s, input \(input), output \(output), seed \(seed)"
-        )
-        Terminal.say(Terminal.table(["MS", "LIVE", "SIMULATED", "ERROR"], rows.map(\.cells)))
-        if let json {
-            let value = JSONValue.object(
-                JSONObject(rows.map { ($0.name, .array([.number($0.live), .number($0.simulated)])) }))
-            try (JSON.text(value, pretty: true) + "\n").write(toFile: json, atomically: true, encoding: .utf8)
+        _ = try await load.together(4, input: 32, output: 16, index: -1000)
+        var comparison = LiveComparison()
+        var session = LiveSession(cluster: cluster)
+        for (label, rate) in try rates(cluster, profile) {
+            for number in 0..<seeds {
+                var command = self
+                (command.seed, command.rate) = (seed &+ UInt64(number), rate)
+                let trace = command.drawTrace()
+                Terminal.complain("\(label), seed \(command.seed): \(trace.count) requests at \(Decimals.short(rate))/s")
+                let live = try await command.play(load, trace, from: 1_000_000 + 10_000 * number)
+                session.experiments.append(.init(kind: .traffic, jobs: live))
+                var replay = LiveReplay(cluster: cluster, profile: profile)
+                (replay.seed, replay.localPrefill) = (command.seed, localPrefill)
+                guard let simulated = replay.jobs(live) else { throw CLIError("the simulation broke a promise") }
+                comparison.add(label, seed: command.seed, live: live, simulated: simulated)
+            }
+        }
+        let title =
+            "\(cluster.name); \(jobs) requests per run, Poisson, input \(input), output \(output), seeds \(seed) to \(seed + UInt64(seeds) - 1)"
+        Terminal.say(title)
+        Terminal.say(Terminal.table(LiveComparison.header, comparison.cells))
+        if let samples { try write(SamplesFile.json(session), to: samples, pretty: false) }
+        if let json { try write(Self.json(comparison), to: json) }
+        if let markdown {
+            try comparison.markdown(title).write(toFile: markdown, atomically: true, encoding: .utf8)
         }
     }
 
+    /// Requests per second, each with its name.
+    private func rates(_ cluster: LiveCluster, _ profile: CostProfile) throws -> [(String, Double)] {
+        guard let loads else { return [("\(Decimals.short(rate))/s", rate)] }
+        let most = LiveReplay(cluster: cluster, profile: profile).capacity(
+            input: meanTokens(input), output: meanTokens(output))
+        return try Self.shares(loads).map { ("\(Decimals.short($0 * 100)) % (\(Decimals.short($0 * most))/s)", $0 * most) }
+    }
+
+    /// Mean of a distribution of lengths, as this command draws them.
+    func meanTokens(_ text: String) -> Double {
+        var workload = Workload()
+        workload.jobs = 2000
+        (workload.inputMax, workload.outputMax) = (max(context / 2 - 1, 1), max(context / 2, 2))
+        workload.input = LengthDistribution(text) ?? workload.input
+        let next = workload.requests(seed: 1)
+        var (sum, count) = (0, 0)
+        while let request = next() { (sum, count) = (sum + request.prompt.count, count + 1) }
+        return Double(sum) / Double(max(count, 1))
+    }
+
     /// The workload as a trace, so that both sides get the very same requests.
-    private func drawTrace() -> [TraceEntry] {
+    func drawTrace() -> [TraceEntry] {
         var workload = Workload()
         workload.jobs = jobs
         workload.rate = rate
@@ -47,7 +77,8 @@ extension ProfileCommand {
         return trace
     }
 
-    private func play(_ load: LiveLoad, _ trace: [TraceEntry]) async throws -> [LiveJob] {
+    /// Every request at its instant; the jobs in the order of the trace.
+    func play(_ load: LiveLoad, _ trace: [TraceEntry], from first: Int) async throws -> [LiveJob] {
         let start = ContinuousClock.now + .milliseconds(100)
         return try await withThrowingTaskGroup(of: LiveJob.self) { group in
             for (index, entry) in trace.enumerated() {
@@ -55,65 +86,25 @@ extension ProfileCommand {
                     try await Task.sleep(
                         until: start + .seconds(entry.arrivalSeconds), tolerance: .zero, clock: .continuous)
                     return try await load.run(
-                        input: entry.inputTokens, output: entry.outputTokens, index: 1_000_000 + index)
+                        input: entry.inputTokens, output: entry.outputTokens, index: first + index)
                 }
             }
             var jobs: [LiveJob] = []
             for try await job in group { jobs.append(job) }
-            return jobs
+            return jobs.sorted { $0.sent < $1.sent }
         }
     }
 
-    private func simulate(_ live: LiveShape, _ profile: CostProfile, _ trace: [TraceEntry]) -> WorkloadReport {
-        var shape = ClusterShape()
-        (shape.prefill, shape.decode, shape.mixed) = (live.prefill, live.decode, live.mixed)
-        shape.profile = profile
-        shape.policy = PolicyConfiguration(named: policy) ?? PolicyConfiguration()
-        shape.blockTokens = live.blockTokens
-        shape.poolTokens = live.blocks * live.blockTokens
-        (shape.batchJobsMax, shape.stepTokensMax) = (batchJobs, stepTokens)
-        shape.localPrefillThreshold = localPrefill
-        shape.tick = .milliseconds(25)
-        var workload = Workload()
-        workload.trace = trace
-        workload.jobs = trace.count
-        return WorkloadRun.run(shape, workload, seed: seed, keepsRecords: true)
-    }
-
-    private struct Row {
-        var name: String
-        var live: Double
-        var simulated: Double
-
-        var cells: [String] {
-            [
-                name, Decimals.fixed(live, 3), Decimals.fixed(simulated, 3),
-                live > 0 ? "\(Decimals.fixed((simulated / live - 1) * 100, 1)) %" : "",
-            ]
-        }
-    }
-
-    private func compare(_ live: [LiveJob], _ simulated: WorkloadReport, _ profile: CostProfile) -> [Row] {
-        func perToken(_ first: Double, _ end: Double, _ count: Int) -> Double {
-            (end - first) / Double(max(count - 1, 1))
-        }
-        let (records, door) = (simulated.records, profile.frontDoorSeconds * 1000)
-        let samples: [(String, [Double], [Double])] = [
-            ("TTFT", live.map(\.firstToken), records.map { $0.timeToFirstToken * 1000 }),
-            (
-                "TPOT", live.map { perToken($0.firstToken, $0.finished, $0.outputTokens) },
-                records.map { perToken($0.firstToken, $0.end, $0.outputTokens) * 1000 }
-            ),
-            ("JCT", live.map(\.finished), records.map { $0.completion * 1000 }),
-            ("client TTFT", live.map(\.clientFirstToken), records.map { $0.timeToFirstToken * 1000 + door }),
-            ("client JCT", live.map(\.clientCompletion), records.map { $0.completion * 1000 + door }),
-        ]
-        return samples.flatMap { name, one, other -> [Row] in
-            let (a, b) = (Spread(one), Spread(other))
-            return [
-                Row(name: "mean \(name)", live: a.mean, simulated: b.mean),
-                Row(name: "P95 \(name)", live: a.p95, simulated: b.p95),
-            ]
-        }
+    static func json(_ comparison: LiveComparison) -> JSONValue {
+        .array(
+            comparison.rows.map { row in
+                .object(
+                    JSONObject([
+                        ("load", .string(row.load)), ("measure", .string(row.measure)),
+                        ("live_ms", .array(row.live.map { .number($0) })),
+                        ("simulated_ms", .array(row.simulated.map { .number($0) })),
+                        ("error_of_means", .number(row.error)),
+                    ]))
+            })
     }
 }

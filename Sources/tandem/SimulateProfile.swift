@@ -44,6 +44,8 @@ enum ProfileFile {
         profile.decodeInterference = positive(json["decode_interference"]) ?? 0
         profile.pageLatency = positive(json["page_latency_ms"]).map { TimeSpan(seconds: $0 / 1000) }
         profile.chunkTokensMax = count(json["chunk_tokens_max"])
+        profile.prefillVariation = quantiles(json["prefill_variation"])
+        profile.decodeVariation = quantiles(json["decode_variation"])
         profile.frontDoorSeconds = (positive(json["front_door_ms"]) ?? 0) / 1000
         return profile
     }
@@ -53,6 +55,11 @@ enum ProfileFile {
             values.allSatisfy({ $0.isFinite && $0 >= 0 && $0 < 1e9 })
         else { return nil }
         return CostProfile.Line(values[0], values[1], values[2])
+    }
+
+    private static func quantiles(_ json: JSONValue?) -> [Double] {
+        let values = (json?.arrayValue ?? []).compactMap(positive)
+        return values.count <= 1024 && zip(values, values.dropFirst()).allSatisfy { $0 <= $1 } ? values : []
     }
 
     private static func count(_ json: JSONValue?) -> Int? {
@@ -82,6 +89,11 @@ enum ProfileFile {
             ("link_latency_ms", .number(profile.linkLatency.seconds * 1000)),
             ("front_door_ms", .number(profile.frontDoorSeconds * 1000)),
         ]
+        for (key, quantiles) in [
+            ("prefill_variation", profile.prefillVariation), ("decode_variation", profile.decodeVariation),
+        ] where !quantiles.isEmpty {
+            members.append((key, .array(quantiles.map { .number(($0 * 1e5).rounded() / 1e5) })))
+        }
         if let latency = profile.pageLatency { members.append(("page_latency_ms", .number(latency.seconds * 1000))) }
         if let chunk = profile.chunkTokensMax { members.append(("chunk_tokens_max", .integer(Int64(chunk)))) }
         return .object(JSONObject(members))

@@ -67,28 +67,10 @@ extension SimulateCommand {
     }
 }
 
-/// What many seeds came to.
-struct SafetyTally {
-    var seeds = 0
-    var failed: [UInt64] = []
-    var events: UInt64 = 0
-    var virtualSeconds = 0.0
-    var jobs = 0
-    var digest: UInt64 = 0
-    var witnessed: [String: Int] = [:]
-
-    mutating func add(_ result: SafetyResult) {
-        seeds += 1
-        if result.failure != nil { failed.append(result.seed) }
-        events += result.events
-        virtualSeconds += result.virtualSeconds
-        jobs += result.jobs
-        digest = digest &* 31 &+ result.digest
-        witnessed.merge(result.witnessed, uniquingKeysWith: +)
-    }
-
+extension SafetyTally {
     var text: String {
-        Terminal.table(["HAPPENED", "TIMES"], witnessed.sorted { $0.key < $1.key }.map { [$0.key, "\($0.value)"] })
+        Terminal.table(["HAPPENED", "TIMES"], counts.map { [$0.name, "\($0.count)"] }) + "\n"
+            + phases.joined(separator: "\n")
     }
 
     var json: JSONValue {
@@ -101,7 +83,7 @@ struct SafetyTally {
                     "happened",
                     .object(
                         JSONObject(
-                            witnessed.sorted { $0.key < $1.key }.map { ($0.key, .integer(Int64($0.value))) }))
+                            counts.map { ($0.name, .integer(Int64($0.count))) }))
                 ),
             ]))
     }

@@ -27,7 +27,7 @@ struct TenantsShowCommand: AsyncParsableCommand {
     @Flag(help: "Again every second, until Ctrl-C.")
     var watch = false
 
-    @Option(help: "Seconds that shares are told over.")
+    @Option(help: "Seconds that shares are told over, 1 to 120.")
     var window: Int = 60
 
     @OptionGroup var cluster: ClusterOptions
@@ -79,7 +79,7 @@ struct TenantsSetCommand: AsyncParsableCommand {
     private static func value(_ text: String, of name: String) throws -> JSONValue {
         if text == "none" { return .null }
         if let integer = HumanSize.integer(text) { return .integer(Int64(integer)) }
-        if name == "weight", let number = Double(text) { return .number(number) }
+        if name == "weight", let number = Double(text), number.isFinite { return .number(number) }
         throw CLIError("\(name): \(text) is not a number")
     }
 }

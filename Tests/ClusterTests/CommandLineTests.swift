@@ -56,12 +56,12 @@ struct CommandLine {
 
     /// Repeats a look until it shows what is wanted.
     func wait(_ what: String, until done: () async throws -> Bool) async throws {
-        let deadline = ContinuousClock.now + .seconds(Self.secondsMax)
-        while ContinuousClock.now < deadline {
+        let start = ContinuousClock.now
+        while ContinuousClock.now - start < Patience.stretched(TestCluster.readyWithin) {
             if try await done() { return }
             try await Task.sleep(for: .milliseconds(50))
         }
-        throw TestFailure("\(what): not within \(Self.secondsMax) s")
+        throw TestFailure("\(what): not within \(ContinuousClock.now - start)")
     }
 
     func tearDown() {

@@ -39,13 +39,17 @@ final class SmallCluster {
                     "--advertise", "127.0.0.1:\(data)",
                 ])
         }
-        for _ in 0..<1500 {
+        let start = ContinuousClock.now
+        while ContinuousClock.now - start < Patience.stretched(TestCluster.readyWithin),
+            processes.allSatisfy(\.isRunning)
+        {
             let status = try await Tool.curl(["-k", url + (worker ? "/readyz" : "/livez")]).status
             if status == 200 { return }
             try await Task.sleep(for: .milliseconds(40))
         }
         let log = try? String(contentsOf: folder.appendingPathComponent("tandem-coordinator.log"), encoding: .utf8)
-        throw TestFailure("the cluster is not ready within a minute\n\(log ?? "")")
+        let end = processes.allSatisfy(\.isRunning) ? "is not ready" : "has lost a process"
+        throw TestFailure("the cluster \(end) after \(ContinuousClock.now - start)\n\(log ?? "")")
     }
 
     private func run(_ program: String, _ arguments: [String]) throws {

@@ -3,6 +3,7 @@ import BoundedJSON
 import FaultProxy
 import Foundation
 import NIOCore
+import Synchronization
 import Testing
 
 /// A real cluster on loopback for one test: the programs beside the test bundle, one process each,
@@ -165,9 +166,14 @@ final class TestCluster: @unchecked Sendable {
 
     // MARK: Waiting
 
+    /// A process that ends before the cluster is ready is the failure, at once and with its log: nobody
+    /// waits for one that is gone.
     func waitUntilReady() async throws {
         let wanted = workerNames.count
         try await wait("\(wanted) workers ready") { [self] in
+            for name in ["coordinator"] + workerNames where !isRunning(name) {
+                throw TestFailure("seed \(seed): \(name) ended before the cluster was ready")
+            }
             guard let snapshot = try? await client.get("/admin/cluster") else { return false }
             let ready = snapshot["workers"]?.arrayValue?.filter { $0["state"]?.stringValue == "ready" }
             return ready?.count == wanted
@@ -188,15 +194,15 @@ final class TestCluster: @unchecked Sendable {
         }
     }
 
-    func wait(_ what: String, within limit: Duration = TestCluster.readyWithin, until done: () async -> Bool)
-        async throws
-    {
-        let deadline = ContinuousClock.now + limit
-        while ContinuousClock.now < deadline {
-            if await done() { return }
+    func wait(
+        _ what: String, within limit: Duration = TestCluster.readyWithin, until done: () async throws -> Bool
+    ) async throws {
+        let start = ContinuousClock.now
+        while ContinuousClock.now - start < Patience.stretched(limit) {
+            if try await done() { return }
             try await Task.sleep(for: .milliseconds(20))
         }
-        throw TestFailure("seed \(seed): \(what): not within \(limit)")
+        throw TestFailure("seed \(seed): \(what): not within \(ContinuousClock.now - start)")
     }
 
     var client: TestClient { TestClient(port: httpPort) }
@@ -243,10 +249,47 @@ enum Paths {
 }
 
 enum Ports {
-    /// A loopback port that nobody uses now.
+    private static let given = Mutex<Set<UInt16>>([])
+
+    /// A loopback port that nobody uses now, that no other test of this process was given, and that
+    /// the kernel gives to no outgoing connection before its program listens, or while that program is
+    /// started again.
     static func free() throws -> UInt16 {
+        let outgoing = try? String(contentsOfFile: "/proc/sys/net/ipv4/ip_local_port_range", encoding: .utf8)
+        let first = outgoing?.split(whereSeparator: \.isWhitespace).first.flatMap { UInt16($0) } ?? 32_768
+        for _ in 0..<1000 where first > 12_000 {
+            let port = UInt16.random(in: 10_000..<first)
+            guard given.withLock({ $0.insert(port).inserted }), isFree(port) else { continue }
+            return port
+        }
         let proxy = try FaultProxy(seed: 0) { nil }
         defer { proxy.stop() }
         return proxy.port
+    }
+
+    private static func isFree(_ port: UInt16) -> Bool {
+        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        defer { close(descriptor) }
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = port.bigEndian
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        return withUnsafePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
+            }
+        }
+    }
+}
+
+/// How long a machine that others work on may take for what a calm one does at once.
+enum Patience {
+    /// `limit` on a calm machine; more by how many tasks wait for each core, five times at most. A
+    /// process that hangs fails its test all the same, later.
+    static func stretched(_ limit: Duration) -> Duration {
+        let loads = try? String(contentsOfFile: "/proc/loadavg", encoding: .utf8)
+        let load = loads?.split(separator: " ").first.flatMap { Double($0) } ?? 0
+        let crowd = load / Double(max(ProcessInfo.processInfo.activeProcessorCount, 1))
+        return limit * min(max(crowd, 1), 5)
     }
 }

@@ -113,6 +113,8 @@ final class FakeJobs: JobService {
     var tenantSettings: [TenantID: TenantSettings] = [:]
     var reports: [TenantReport] = []
 
+    func giveBackQuota(_ tenant: TenantID, tokens: Int) { quotas.giveBack(tenant, tokens: tokens) }
+
     func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError? {
         let live = all.filter { $0.submission.tenant == tenant && $0.outcome == nil }.count
         return quotas.take(tenant, settings(of: tenant), jobs: jobs, tokens: tokens, live: live, at: now)

@@ -79,11 +79,56 @@ import Testing
         let desk = try Desk()
         desk.jobs.tenantSettings = try TenantSettings.table("default:concurrent-jobs=2")
         desk.jobs.onSubmit = { jobs, job in jobs.admit(job) }
+        var quotas = TenantQuotas()
+        let settings = desk.jobs.settings(of: .anonymous)
+        let refused = quotas.take(.anonymous, settings, jobs: 2, tokens: 1, live: 1, at: .zero)
+        #expect(refused?.code == .rateLimited)
+        #expect(refused?.field == "concurrent_jobs")
+        let taken = quotas.take(.anonymous, settings, jobs: 1, tokens: 1, live: 1, at: .zero)
+        #expect(taken == nil)
         try desk.post("/v1/completions", #"{"prompt":"hello","max_tokens":4,"n":3}"#)
-        let refused = try desk.answer()
-        #expect(refused.status == 429)
-        #expect(refused.error?["param"]?.stringValue == "concurrent_jobs")
+        let answer = try desk.answer()
+        #expect(answer.status == 400, "three will never fit, so that nobody is told to retry")
+        #expect(answer.error?["param"]?.stringValue == "n")
+        #expect(answer["retry-after"] == nil)
         #expect(desk.jobs.all.isEmpty, "none of the three was submitted")
+    }
+
+    @Test func whatARefusedRequestDidNotSubmitIsGivenBack() throws {
+        let desk = try Self.desk("default:tokens-per-minute=100")
+        var count = 0
+        desk.jobs.onSubmit = { jobs, job in
+            count += 1
+            if count == 2 { jobs.refuse(job, ServingError(.queueFull, "full", retryAfterSeconds: 1)) }
+        }
+        try desk.post("/v1/completions", #"{"prompt":"hello","max_tokens":4,"n":4}"#)
+        #expect(try desk.answer().status == 429)
+        #expect(desk.jobs.all.count == 2)
+        let left = desk.jobs.quota(of: .anonymous).tokens?.remaining
+        #expect(left == 100 - 2 * 9, "two were submitted, 9 tokens each; what these did not use is the coordinator's to say")
+    }
+
+    @Test func aQuotaThatIsSetLaterFindsAFullBucket() {
+        var quotas = TenantQuotas()
+        var settings = TenantSettings()
+        settings.tokensPerMinute = 1_000_000
+        for _ in 0..<500 {
+            let refused = quotas.take(TenantID("a"), settings, jobs: 1, tokens: 10, live: 0, at: .zero)
+            #expect(refused == nil)
+        }
+        settings.requestsPerMinute = 2
+        #expect(quotas.state(TenantID("a"), settings, at: .zero).requests?.remaining == 2)
+        #expect(quotas.take(TenantID("a"), settings, jobs: 1, tokens: 10, live: 0, at: .zero) == nil)
+    }
+
+    @Test func aQuotaThatGrowsKeepsWhatWasUsed() {
+        var quotas = TenantQuotas()
+        var settings = TenantSettings()
+        settings.requestsPerMinute = 10
+        for _ in 0..<10 { _ = quotas.take(TenantID("a"), settings, jobs: 1, tokens: 1, live: 0, at: .zero) }
+        #expect(quotas.take(TenantID("a"), settings, jobs: 1, tokens: 1, live: 0, at: .zero) != nil)
+        settings.requestsPerMinute = 15
+        #expect(quotas.state(TenantID("a"), settings, at: .zero).requests?.remaining == 5)
     }
 
     @Test func aBucketRefillsEvenlyAndHoldsAMinutesWorth() {
@@ -113,7 +158,7 @@ import Testing
 
     @Test(arguments: [
         "acme", "acme:weight", "acme:weight=0", "acme:weight=x", "acme:colour=red", "a:weight=1;a:weight=2",
-        ":weight=1", "acme:tokens-per-minute=0", "acme:requests-per-minute=1e99", "acme:weight=nan",
+        ":weight=1", "*:weight=2", "acme:tokens-per-minute=0", "acme:requests-per-minute=1e99", "acme:weight=nan",
     ])
     func unlawfulSettingsAreRefusedBySentence(_ text: String) {
         #expect(throws: ServingError.self) { try TenantSettings.table(text) }
@@ -197,7 +242,7 @@ import Testing
 
     @Test(arguments: [
         #"{"weight":4}"#, #"{"tenant":"","weight":4}"#, #"{"tenant":"a","weight":"x"}"#,
-        #"{"tenant":"a","weight":-1}"#, #"{"tenant":"a","colour":1}"#, #"{"tenant":"a","concurrent_jobs":0}"#,
+        #"{"tenant":"a","weight":-1}"#, #"{"tenant":"*","weight":2}"#, #"{"tenant":"a","colour":1}"#, #"{"tenant":"a","concurrent_jobs":0}"#,
     ])
     func anUnlawfulChangeChangesNothing(_ body: String) throws {
         let desk = try Desk()

@@ -1,13 +1,15 @@
 import Foundation
-import Ledger
 import ServingTypes
 import Testing
+
+@testable import Ledger
 
 /// The files of one ledger, opened and opened again as a restarted coordinator does it.
 private final class Bookshelf {
     let path: String
     private let folder: URL
     private(set) var marks: MarkFile?
+    private(set) var store: LedgerStore?
     private(set) var ledger: TenantLedger?
     var book = AccountBook()
 
@@ -22,8 +24,9 @@ private final class Bookshelf {
 
     private func open() throws {
         let marks = try openMarks()
-        let ledger = try TenantLedger(store: try LedgerStore(path: path))
-        (self.marks, self.ledger) = (marks, ledger)
+        let store = try LedgerStore(path: path)
+        let ledger = try TenantLedger(store: store)
+        (self.marks, self.store, self.ledger) = (marks, store, ledger)
         book = AccountBook(marks: marks, ledger: ledger)
     }
 
@@ -41,7 +44,7 @@ private final class Bookshelf {
     func restart(runningAgain: Set<JobID> = [], losingMarks: Bool = false) throws -> AccountBook.Recovery {
         flush()
         book = AccountBook()
-        (marks, ledger) = (nil, nil)
+        (marks, store, ledger) = (nil, nil, nil)
         if losingMarks { try FileManager.default.removeItem(atPath: path + ".marks") }
         try open()
         let content = try #require(ledger).load()
@@ -49,6 +52,12 @@ private final class Bookshelf {
     }
 
     func flush() { ledger?.flush() }
+
+    /// From now on the file may not grow.
+    func fillDisk() throws { try store?.limitPages(1) }
+    func makeRoomOnDisk() throws { try store?.limitPages(nil) }
+
+    func openInSQLite() throws -> Int { try ledger?.load().open.count ?? 0 }
 
     func total(_ tenant: String) throws -> TokenCounts {
         flush()
@@ -174,9 +183,73 @@ private func given(_ tokens: Int64, computed: Int64 = 10) -> TokenCounts {
         var slots: [Int] = []
         while let slot = marks.open(reservation(UInt64(slots.count))) { slots.append(slot) }
         #expect(slots.count == MarkFile.Limits.slots)
-        #expect(shelf.book.refusal?.retryAfterSeconds != nil)
-        slots.forEach { marks.free($0) }
-        #expect(shelf.book.refusal == nil)
+        #expect(shelf.book.refusal()?.retryAfterSeconds != nil)
+        slots.dropLast().forEach { marks.free($0) }
+        #expect(shelf.book.refusal() == nil)
+        #expect(shelf.book.refusal(besides: slots.count - 1) != nil, "those on their way count")
+        marks.free(slots[0])
+    }
+
+    // MARK: A disk that refuses
+
+    /// A full disk refuses admission, loses no settlement, and admission begins again by itself once
+    /// there is room, though no job is left whose end would be written.
+    @Test func aFullDiskStopsAdmissionUntilThereIsRoomAndLosesNothing() throws {
+        let shelf = try Bookshelf()
+        shelf.book.open(reservation(1))
+        shelf.book.note(job(1), given(5))
+        shelf.flush()
+        try shelf.fillDisk()
+        for number in UInt64(2)...200 { shelf.book.open(reservation(number)) }
+        shelf.book.settle(job(1), given(6), ending: "stop", endedAt: 1001)
+        shelf.book.caused(TenantID("acme"), tokens: 9)
+        shelf.flush()
+        #expect(shelf.book.refusal()?.retryAfterSeconds != nil)
+        #expect(try shelf.settlements().isEmpty)
+        let hasLost = shelf.book.checkpoint()
+        #expect(hasLost, "a commit has failed")
+        shelf.flush()
+        #expect(shelf.book.refusal() != nil, "and the next one as well")
+        try shelf.makeRoomOnDisk()
+        for _ in 0..<2 {
+            shelf.book.checkpoint()
+            shelf.flush()
+        }
+        #expect(shelf.book.refusal() == nil)
+        #expect(try shelf.settlements().map(\.counts) == [given(6)])
+        #expect(try shelf.total("acme").caused == 9)
+        #expect(try shelf.total("acme").streamed == 6)
+        #expect(try shelf.openInSQLite() == 199, "reservations of the commits that failed are there")
+    }
+
+    @Test func withNothingLeftToWriteAHealthyDiskIsNoticedAllTheSame() throws {
+        let shelf = try Bookshelf()
+        try shelf.fillDisk()
+        shelf.book.caused(TenantID(String(repeating: "a", count: 120)), tokens: 1)
+        for number in UInt64(1)...200 { shelf.book.open(reservation(number)) }
+        shelf.flush()
+        #expect(shelf.book.refusal() != nil)
+        shelf.book = AccountBook(marks: shelf.marks, ledger: shelf.ledger)
+        try shelf.makeRoomOnDisk()
+        #expect(shelf.book.refusal() != nil, "nobody has tried yet")
+        shelf.book.checkpoint()
+        shelf.flush()
+        #expect(shelf.book.refusal() == nil)
+    }
+
+    @Test func theSumOfEverythingIsTheSumOfAllTenants() throws {
+        let shelf = try Bookshelf()
+        for number in UInt64(1)...6 {
+            shelf.book.open(reservation(number, "t\(number % 3)"))
+            shelf.book.note(job(number), given(Int64(number)))
+        }
+        shelf.book.settle(job(3), given(9), cutAt: 2, ending: "stop", endedAt: 1)
+        shelf.book.caused(TenantID("t1"), tokens: 4)
+        func sum() -> TokenCounts { shelf.book.totals.values.reduce(TokenCounts(), +) }
+        #expect(shelf.book.everything == sum())
+        _ = try shelf.restart()
+        #expect(shelf.book.everything == sum())
+        #expect(shelf.book.everything.caused == 4)
     }
 
     /// Random lives of jobs with crashes between any two steps: whatever happens, the settlements of

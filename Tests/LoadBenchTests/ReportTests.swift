@@ -37,6 +37,18 @@ import Testing
         #expect(json["failures"]?["refused"]?.intValue == 1)
     }
 
+    @Test func anAnswerWithoutATokenHasNoFirstTokenToTime() {
+        let report = LoadReport(
+            [
+                RequestOutcome(latency: 2, timeToFirstToken: 1, inputTokens: 5, outputTokens: 4),
+                RequestOutcome(latency: 9, timeToFirstToken: 9, inputTokens: 5, outputTokens: 0),
+            ], elapsed: 10)
+        #expect(report.completed == 2)
+        #expect(report.json["mean_ttft_ms"]?.doubleValue == 1000)
+        #expect(report.json["total_output_tokens"]?.doubleValue == 4)
+        #expect(report.json["mean_e2el_ms"]?.doubleValue == 5500)
+    }
+
     @Test func timePerOutputTokenLeavesTheFirstTokenOut() throws {
         #expect(abs((Self.outcomes[0].timePerOutputToken ?? 0) - 0.1) < 1e-9)
         #expect(Self.outcomes[2].timePerOutputToken == nil)

@@ -1,4 +1,5 @@
 import BoundedJSON
+import Foundation
 import ModelRuntime
 import ServingTypes
 import Testing
@@ -25,6 +26,26 @@ import Testing
             #expect([UInt8](UnsafeRawBufferPointer(start: view.base, count: view.byteCount)) == [3, 10, 17, 24])
             #expect(try weights.tensor(named: "z") == nil)
             #expect(weights.tensorNames == ["a"])
+        }
+    }
+
+    @Test func anIdentityFollowsContentSizeAndTime() throws {
+        try TemporaryFolder.use { folder in
+            try folder.write("model.safetensors", four)
+            let first = try #require(try open(folder).identity)
+            #expect(try open(folder).identity == first)
+            let path = folder.path + "/model.safetensors"
+            let time = Date(timeIntervalSince1970: 1_000_000_000)
+            try FileManager.default.setAttributes([.modificationDate: time], ofItemAtPath: path)
+            let touched = try #require(try open(folder).identity)
+            #expect(touched != first && touched.name == first.name)
+            // Another content of the same size and time.
+            var other = four
+            other[other.count - 1] ^= 1
+            try folder.write("model.safetensors", other)
+            try FileManager.default.setAttributes([.modificationDate: time], ofItemAtPath: path)
+            let changed = try #require(try open(folder).identity)
+            #expect(changed != touched && changed.facts.dropLast() == touched.facts.dropLast())
         }
     }
 

@@ -179,11 +179,12 @@ struct HintTests {
         #expect(!quota.admits(more: 6, jobs: 2, held: 20, weight: 1, waitingWeight: 4))
     }
 
-    @Test func aSuspendedTenantIsPassedOverUntilItIsResumed() {
+    @Test func aTenantThatStandsBackIsPassedOverUntilItIsResumed() {
         var queue = policy("fair")
         for (number, tenant) in [(1, "a"), (2, "a"), (3, "b")] { queue.arrive(number, tenant) }
         #expect(queue.waitingWeight == 2)
-        queue.suspend(TenantID("a"))
+        let stoodBack = queue.standBack(TenantID("a"))
+        #expect(stoodBack)
         queue.charge(TenantID("a"), promptTokens: 1)
         #expect(queue.drain() == [id(3)] && queue.next(at: .zero) == nil)
         queue.resumeTenants()
@@ -191,8 +192,25 @@ struct HintTests {
         #expect(queue.waitingWeight == 0)
         var pooled = policy("fcfs")
         pooled.arrive(1)
-        pooled.suspend(TenantID("a"))
-        #expect(pooled.next(at: .zero) == id(1))
+        let pooledStoodBack = pooled.standBack(TenantID("a"))
+        let first = pooled.next(at: .zero)
+        #expect(!pooledStoodBack && first == id(1))
+    }
+
+    @Test func nobodyStandsBackForWhoIsMoreThanThetaAhead() {
+        var queue = policy("fair") { $0.theta = 100 }
+        for (number, tenant) in [(1, "a"), (2, "b")] { queue.arrive(number, tenant) }
+        queue.charge(TenantID("b"), promptTokens: 101)
+        let tooFar = queue.standBack(TenantID("a"))
+        let still = queue.next(at: .zero)
+        #expect(!tooFar && still == id(1))
+        queue.charge(TenantID("a"), promptTokens: 1)
+        let near = queue.standBack(TenantID("a"))
+        let other = queue.next(at: .zero)
+        #expect(near && other == id(2))
+        queue.charge(TenantID("b"), promptTokens: 1)
+        let beyond = queue.next(at: .zero)
+        #expect(beyond == nil, "nor for one who has gone ahead meanwhile")
     }
 }
 

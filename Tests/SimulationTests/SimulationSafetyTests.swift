@@ -27,7 +27,10 @@ import Testing
             "fault.crashCoordinator.busy", "fault.cutControl", "fault.holdControl", "fault.holdPages",
             "fault.slowPages", "fault.drain.busy", "page.corrupted", "page.refused.checksum", "message.repeated",
             "message.held", "client.cancel", "client.stop", "fence.receiver", "fence.sender", "token.repeated",
-            "job.recovered", "job.requeued", "job.stop", "job.length",
+            "job.recovered", "job.requeued", "job.stop", "job.length", "fault.clockForward.worker.busy",
+            "fault.clockForward.coordinator.busy", "fault.clockBack.worker.busy", "fault.clockBack.coordinator.busy",
+            "fault.suspend.worker.busy", "fault.suspend.coordinator", "message.lost", "pages.reordered",
+            "pool.evicted", "reserve.refused.noMemory",
         ] {
             #expect(happened[fault, default: 0] > 0, "never: \(fault)")
         }
@@ -49,6 +52,33 @@ import Testing
                 #expect(failed.isEmpty, "\(strike.rawValue) at event \(index)")
             }
         }
+    }
+
+    @Test func aClockIsOffRunsFastStepsAndSleeps() {
+        var clock = SimulatedClock(ahead: 5_000, driftPPM: 1000)
+        #expect(clock.reading(at: 1_000_000) == 1_006_000)
+        clock.step(by: -2_000)
+        #expect(clock.reading(at: 1_000_000) == 1_004_000)
+        clock.sleep(at: 2_000_000)
+        clock.sleep(at: 2_500_000)
+        let fellAsleep = clock.reading(at: 2_000_000)
+        clock.wake(at: 9_000_000)
+        clock.wake(at: 9_500_000)
+        #expect(clock.reading(at: 9_000_000) == fellAsleep)
+        #expect(clock.reading(at: 10_000_000) == fellAsleep + 1_001_000)
+    }
+
+    /// A tally that would call a fault proven that never struck proves nothing itself.
+    @Test func aTallyNamesWhatNeverHappened() {
+        var tally = SafetyTally()
+        #expect(tally.neverHappened == SafetyTally.kinds)
+        #expect(Set(SafetyTally.kinds).count == SafetyTally.kinds.count)
+        let result = SafetyRun.run(seed: 7)
+        tally.add(result)
+        #expect(!tally.neverHappened.isEmpty)
+        #expect(tally.neverHappened.allSatisfy { result.witnessed[$0] == nil })
+        #expect(result.faultyEvents > 0 && result.faultyEvents < result.events && tally.events == result.events)
+        #expect(tally.counts.filter { $0.count > 0 }.count == result.witnessed.count)
     }
 
     /// Found by seed 379 of the first plan: a fence that waited for ever for a vanished sender,

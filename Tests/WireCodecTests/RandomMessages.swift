@@ -43,7 +43,10 @@ struct RandomMessages {
         case .reserveNack: .reserveNack(ReserveNack(transfer: transfer(), reason: pick(), freeBlocks: count()))
         case .startDecode: .startDecode(startDecode())
         case .startDecodeAck: .startDecodeAck(reply())
-        case .setRunning: .setRunning(SetRunning(run: transfers(), pause: transfers(), order: transfers()))
+        case .setRunning: .setRunning(
+                SetRunning(
+                    run: transfers(), pause: transfers(), order: transfers(), standby: transfers(),
+                    wantedBlocks: Int(u32())))
         case .tokenSteps: .tokenSteps(tokenSteps())
         case .assignPrefill: .assignPrefill(assignPrefill())
         case .assignAck: .assignAck(reply())
@@ -147,7 +150,8 @@ struct RandomMessages {
         Register(
             role: pick(), dataHost: text(), dataPort: UInt16(truncatingIfNeeded: word()), blockTokens: count(),
             blockCount: count(), pageBytes: count(), batchJobsMax: count(), stepTokensMax: count(),
-            processID: Int32(bitPattern: u32()), held: transfers(), swapPages: Int(u32()), reservesWholeJobs: flip())
+            processID: Int32(bitPattern: u32()), held: transfers(), swapPages: Int(u32()), reservesWholeJobs: flip(),
+            jobsMax: Int(u32()))
     }
 
     mutating func heartbeat() -> Heartbeat {
@@ -215,7 +219,9 @@ struct RandomMessages {
                 swap: flip() ? nil : flip() ? .left : .back(stall: span()),
                 evictedFor: flip() ? transfer() : nil)
         }
-        return TokenSteps(iteration: word(), computeTime: span(), steps: steps)
+        return TokenSteps(
+            iteration: word(), computeTime: span(), steps: steps,
+            room: flip() ? Room(freeBlocks: Int(u32()), freeHostPages: Int(u32())) : nil, started: transfers())
     }
 
     mutating func stepEnd() -> StepEnd? {

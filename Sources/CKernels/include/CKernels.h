@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "CAttention.h"
+#include "CChecksum.h"
 #include "CDequant.h"
 #include "CPacked.h"
 #include "CLimits.h"

@@ -42,6 +42,7 @@ typedef struct Tandem__Failure Tandem__Failure;
 typedef struct Tandem__StepEnd Tandem__StepEnd;
 typedef struct Tandem__SwapNotice Tandem__SwapNotice;
 typedef struct Tandem__TokenStep Tandem__TokenStep;
+typedef struct Tandem__Room Tandem__Room;
 typedef struct Tandem__TokenSteps Tandem__TokenSteps;
 typedef struct Tandem__AssignPrefill Tandem__AssignPrefill;
 typedef struct Tandem__AssignNack Tandem__AssignNack;
@@ -308,10 +309,15 @@ struct  Tandem__Register
   uint64_t swap_pages;
   protobuf_c_boolean has_reserves_whole_jobs;
   protobuf_c_boolean reserves_whole_jobs;
+  /*
+   * Absent: not told.
+   */
+  protobuf_c_boolean has_jobs_max;
+  uint64_t jobs_max;
 };
 #define TANDEM__REGISTER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__register__descriptor) \
-    , TANDEM__WORKER_ROLE__ROLE_PREFILL, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0 }
+    , TANDEM__WORKER_ROLE__ROLE_PREFILL, {0,NULL}, 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0, 0, 0 }
 
 
 struct  Tandem__RegisterAck
@@ -545,10 +551,17 @@ struct  Tandem__SetRunning
   Tandem__TransferID **pause;
   size_t n_order;
   Tandem__TransferID **order;
+  size_t n_standby;
+  Tandem__TransferID **standby;
+  /*
+   * Absent: none.
+   */
+  protobuf_c_boolean has_wanted_blocks;
+  uint64_t wanted_blocks;
 };
 #define TANDEM__SET_RUNNING__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__set_running__descriptor) \
-    , 0,NULL, 0,NULL, 0,NULL }
+    , 0,NULL, 0,NULL, 0,NULL, 0,NULL, 0, 0 }
 
 
 struct  Tandem__SampledToken
@@ -633,6 +646,17 @@ struct  Tandem__TokenStep
     , NULL, 0, 0,NULL, NULL, 0, 0, NULL, NULL }
 
 
+struct  Tandem__Room
+{
+  ProtobufCMessage base;
+  uint64_t free_blocks;
+  uint64_t free_host_pages;
+};
+#define TANDEM__ROOM__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&tandem__room__descriptor) \
+    , 0, 0 }
+
+
 struct  Tandem__TokenSteps
 {
   ProtobufCMessage base;
@@ -640,10 +664,16 @@ struct  Tandem__TokenSteps
   int64_t compute_time;
   size_t n_steps;
   Tandem__TokenStep **steps;
+  /*
+   * Absent: an old state is told again, room is not known.
+   */
+  Tandem__Room *room;
+  size_t n_started;
+  Tandem__TransferID **started;
 };
 #define TANDEM__TOKEN_STEPS__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__token_steps__descriptor) \
-    , 0, 0, 0,NULL }
+    , 0, 0, 0,NULL, NULL, 0,NULL }
 
 
 struct  Tandem__AssignPrefill
@@ -1344,6 +1374,25 @@ Tandem__TokenStep *
 void   tandem__token_step__free_unpacked
                      (Tandem__TokenStep *message,
                       ProtobufCAllocator *allocator);
+/* Tandem__Room methods */
+void   tandem__room__init
+                     (Tandem__Room         *message);
+size_t tandem__room__get_packed_size
+                     (const Tandem__Room   *message);
+size_t tandem__room__pack
+                     (const Tandem__Room   *message,
+                      uint8_t             *out);
+size_t tandem__room__pack_to_buffer
+                     (const Tandem__Room   *message,
+                      ProtobufCBuffer     *buffer);
+Tandem__Room *
+       tandem__room__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   tandem__room__free_unpacked
+                     (Tandem__Room *message,
+                      ProtobufCAllocator *allocator);
 /* Tandem__TokenSteps methods */
 void   tandem__token_steps__init
                      (Tandem__TokenSteps         *message);
@@ -1712,6 +1761,9 @@ typedef void (*Tandem__SwapNotice_Closure)
 typedef void (*Tandem__TokenStep_Closure)
                  (const Tandem__TokenStep *message,
                   void *closure_data);
+typedef void (*Tandem__Room_Closure)
+                 (const Tandem__Room *message,
+                  void *closure_data);
 typedef void (*Tandem__TokenSteps_Closure)
                  (const Tandem__TokenSteps *message,
                   void *closure_data);
@@ -1797,6 +1849,7 @@ extern const ProtobufCEnumDescriptor    tandem__step_end__kind__descriptor;
 extern const ProtobufCMessageDescriptor tandem__swap_notice__descriptor;
 extern const ProtobufCEnumDescriptor    tandem__swap_notice__kind__descriptor;
 extern const ProtobufCMessageDescriptor tandem__token_step__descriptor;
+extern const ProtobufCMessageDescriptor tandem__room__descriptor;
 extern const ProtobufCMessageDescriptor tandem__token_steps__descriptor;
 extern const ProtobufCMessageDescriptor tandem__assign_prefill__descriptor;
 extern const ProtobufCEnumDescriptor    tandem__assign_prefill__path__descriptor;

@@ -1,0 +1,85 @@
+import CoordinatorCore
+import Scheduling
+import ServingTypes
+
+/// Plays a live cluster's jobs through the simulator, at the instants at which they were sent.
+public struct LiveReplay: Sendable {
+    public var cluster: LiveCluster
+    public var profile: CostProfile
+    public var seed: UInt64 = 1
+    /// Prompts below this are prefilled where they decode.
+    public var localPrefill = 0
+
+    public init(cluster: LiveCluster, profile: CostProfile) {
+        self.cluster = cluster
+        self.profile = profile
+    }
+
+    var shape: ClusterShape {
+        var shape = ClusterShape()
+        (shape.prefill, shape.decode, shape.mixed) = (cluster.prefill, cluster.decode, cluster.mixed)
+        shape.profile = profile
+        shape.policy = PolicyConfiguration(named: cluster.policy) ?? PolicyConfiguration()
+        shape.blockTokens = cluster.blockTokens
+        shape.poolTokens = cluster.blocks * cluster.blockTokens
+        (shape.batchJobsMax, shape.stepTokensMax) = (cluster.batchJobs, cluster.stepTokens)
+        shape.localPrefillThreshold = localPrefill
+        shape.tick = .milliseconds(25)
+        return shape
+    }
+
+    /// The same jobs in the same order, as the simulator serves them; nil where a job did not end well.
+    public func jobs(_ jobs: [LiveJob]) -> [LiveJob]? {
+        let start = (jobs.map(\.sent).min() ?? 0) - 100
+        let order = jobs.indices.sorted { (jobs[$0].sent, $0) < (jobs[$1].sent, $1) }
+        var workload = Workload()
+        workload.trace = order.map {
+            TraceEntry(
+                arrivalSeconds: (jobs[$0].sent - start + doorMilliseconds / 2) / 1000, tenant: "default",
+                inputTokens: jobs[$0].inputTokens, outputTokens: jobs[$0].outputTokens)
+        }
+        workload.jobs = jobs.count
+        var ended: [LiveJob?] = Array(repeating: nil, count: jobs.count)
+        let simulation = ClusterSimulation(
+            shape.configuration(seed: seed), requests: workload.requests(seed: Hashing.mix(seed)))
+        simulation.onEnd = { job, outcome in
+            guard case .finished = outcome.ending, order.indices.contains(job.number) else { return }
+            let index = order[job.number]
+            ended[index] = simulated(jobs[index], outcome)
+        }
+        simulation.begin()
+        while simulation.step(), !(simulation.isWorkloadOver && simulation.jobs.isEmpty) {}
+        guard simulation.failure == nil else { return nil }
+        let result = ended.compactMap(\.self)
+        return result.count == jobs.count ? result : nil
+    }
+
+    /// A session with its experiments as they were.
+    public func session(_ session: LiveSession) -> LiveSession? {
+        guard let played = jobs(session.experiments.flatMap(\.jobs)) else { return nil }
+        var (result, next) = (session, 0)
+        for index in result.experiments.indices {
+            let count = result.experiments[index].jobs.count
+            result.experiments[index].jobs = Array(played[next..<next + count])
+            next += count
+        }
+        return result
+    }
+
+    private var doorMilliseconds: Double { profile.frontDoorSeconds * 1000 }
+
+    private func simulated(_ live: LiveJob, _ outcome: JobOutcome) -> LiveJob {
+        let stamps = outcome.stamps
+        func after(_ instant: Instant?) -> Double? { instant.map { ($0 - stamps.received).milliseconds } }
+        var job = LiveJob()
+        (job.sent, job.inputTokens, job.outputTokens) = (live.sent, live.inputTokens, outcome.usage.outputTokens)
+        (job.prefilling, job.transferring) = (after(stamps.prefilling), after(stamps.transferring))
+        (job.decoding, job.secondToken) = (after(stamps.decoding), after(stamps.secondToken))
+        job.firstToken = after(stamps.firstToken) ?? 0
+        job.finished = after(stamps.finished) ?? 0
+        job.kvBytes = Int(clamping: outcome.route.kvBytesMoved)
+        job.clientFirstToken = job.firstToken + doorMilliseconds
+        job.clientCompletion = job.finished + doorMilliseconds
+        return job
+    }
+}
