@@ -145,7 +145,7 @@ class Bench:
             TandemCluster("Tandem 1 prefill + 1 decode", "--prefill", 1, "--decode", 1, "--threads", 1,
                           "--local-prefill-tokens", 0),
             TandemCluster("Tandem 1 + 1 with relief", "--prefill", 1, "--decode", 1, "--threads", 1,
-                          "--local-prefill-tokens", 0, "--relief-wait-ms", 200, "--step-limit-ms", 60),
+                          "--local-prefill-tokens", 0, "--relief-wait-ms", 200),
             TandemCluster("Tandem mixed", "--prefill", 0, "--decode", 0, "--mixed", 1, "--threads", 2),
         ]
         if self.peer:

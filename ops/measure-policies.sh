@@ -20,7 +20,7 @@ tests="overload isolation preempted decisions" fair="vtc fair fair-mlfq fair-git
 if [ "$model" = 0.5b ]; then
     model=$(FORMATS=q8_0 ops/bench-models.sh 0.5b | tail -1)/0.5b-q8_0.gguf
     # A job takes a tenth of a second of both cores: shorter lengths and fewer jobs, no test of the coordinator alone.
-    jobs=150 rounds=2 calibration=90 warm=12 scale=0.5 light=12 seconds=60
+    jobs=90 rounds=2 calibration=90 warm=12 scale=0.5 light=12
     tests="overload isolation preempted" fair="fair-mlfq"
 fi
 if [ -n "${QUICK:-}" ]; then

@@ -4,8 +4,8 @@ Latencies are the coordinator's own stamps (GET /v1/jobs/ID): TTFT from arrival 
 to the last, normalised latency JCT per output token. The driver streams nothing, so that it takes little of the
 machine that it measures.
 
-Method of the latency table. The capacity is what fcfs serves in the middle of a backlog: jobs of the same mix, all
-there at once, from the end of the first sixth to the end of the fifth sixth of them, so that neither the empty
+Method of the latency table. The capacity is what fcfs serves in the middle of a backlog of jobs of the same mix: its
+output tokens per second while between 85 and 15 % of them wait, over a job's mean output, so that neither the empty
 pipeline at the beginning nor the last long outputs at the end count. Each round has its own seed, and in it every
 policy serves the same jobs at the same instants on a cluster of its own, which has served some others before that do
 not count; the order of the policies turns from round to round. A figure is the median of the rounds, its spread their
@@ -128,16 +128,14 @@ def mixed(seed, count, rate, vocabulary, scale):
     return jobs
 
 
-async def play(cluster, jobs, ends=None):
-    """Open loop: every job at its instant. `ends` takes the instants at which answers came."""
+async def play(cluster, jobs):
+    """Open loop: every job at its instant."""
     began = time.monotonic()
 
     async def one(at, tenant, prompt, output, seed):
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
         try:
             job, _ = await cluster.complete(prompt, output, seed, tenant, address=f"127.0.0.{2 + seed % 8}")
-            if ends is not None:
-                ends.append(time.monotonic() - began)
             return job, output
         except Refused as refusal:
             return None, str(refusal)
@@ -174,14 +172,23 @@ async def flood(cluster, tenant, outstanding, until, prompt, output, vocabulary,
 
 
 async def capacity(cluster, options, seed):
-    """Jobs of the mixed workload per second, in the middle of a backlog of them."""
-    count, ends = options["calibration"], []
+    """Jobs of the mixed workload per second: output tokens per second in the middle of a backlog, over a job's mean."""
+    count = options["calibration"]
     jobs = [(0.0, *job[1:]) for job in mixed(seed, count, 1.0, options["vocabulary"], options["scale"])]
     await warm_up(cluster, options)
-    await play(cluster, jobs, ends)
-    ends.sort()
-    first, last = len(ends) // 6, 5 * len(ends) // 6
-    return (last - first) / (ends[last] - ends[first])
+    everybody = await cluster.tenants(120)
+    before = sum(tenant["tokens"]["decoded"] for tenant in everybody.values())
+    playing, marks = asyncio.create_task(play(cluster, jobs)), []
+    while not playing.done():
+        await asyncio.sleep(0.1)
+        rows = (await cluster.tenants(120)).values()
+        waiting = sum(tenant["waiting_jobs"] for tenant in rows)
+        decoded = sum(tenant["tokens"]["decoded"] for tenant in rows) - before
+        if 0.15 * count < waiting < 0.85 * count:
+            marks.append((time.monotonic(), decoded))
+    await playing
+    (began, first), (ended, last) = marks[0], marks[-1]
+    return (last - first) / (ended - began) / (sum(job[3] for job in jobs) / count)
 
 
 async def warm_up(cluster, options):
@@ -325,10 +332,9 @@ def latency_table(result):
         f"({100 * result['load']:.0f} % of {result['capacity']:.2f} jobs/s, fcfs in the middle of a backlog); "
         f"{rounds} round(s), each its own seed, {result['warm_up']} jobs before that do not count; milliseconds, "
         "median of the rounds (least-greatest)",
-        f"{'policy':14}" + "".join(f"{h:>20}" for h in (
-            "JCT mean", "JCT P95", "JCT P99", "TTFT mean", "TTFT P95", "TTFT P99", "norm mean", "norm P95", "norm P99",
-            "JCT mean / fcfs", "tok/s")) + f"{'preempted':>11}{'refused':>9}",
     ]
+    rows_of_text = [["policy", "JCT mean", "JCT P95", "JCT P99", "TTFT mean", "TTFT P95", "TTFT P99", "norm mean",
+                     "norm P95", "norm P99", "JCT mean / fcfs", "tok/s", "preempted", "refused"]]
 
     def cell(values, digits=1):
         middle = f"{statistics.median(values):.{digits}f}"
@@ -336,13 +342,17 @@ def latency_table(result):
 
     base = result["latency"].get("fcfs")
     for name, rows in result["latency"].items():
+        if not rows:
+            continue
         cells = [cell([row[metric][k] for row in rows]) for metric in METRICS for k in ("mean", "p95", "p99")]
         cells.append(cell([row["jct_ms"]["mean"] / other["jct_ms"]["mean"] for row, other in zip(rows, base)], 2)
                      if base else "-")
         cells.append(cell([row["output_tokens_per_second"] for row in rows], 0))
-        lines.append(f"{name:14}" + "".join(f"{c:>20}" for c in cells)
-                     + f"{sum(row['preemptions'] for row in rows):>11}{sum(row['refused'] for row in rows):>9}")
-    return lines
+        rows_of_text.append([name, *cells, str(sum(row["preemptions"] for row in rows)),
+                             str(sum(row["refused"] for row in rows))])
+    widths = [max(len(row[i]) for row in rows_of_text) for i in range(len(rows_of_text[0]))]
+    return lines + ["  ".join(text.ljust(width) if i == 0 else text.rjust(width)
+                              for i, (text, width) in enumerate(zip(row, widths))) for row in rows_of_text]
 
 
 def table(result):

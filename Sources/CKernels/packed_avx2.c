@@ -13,7 +13,8 @@
 
 enum {
     LANES = 8,
-    ROWS = 3,
+    /// Rows of a register tile.
+    ROWS = 4,
     /// Registers of one pass over a panel: half of its outputs.
     PARTS = 2,
     CACHED_BLOCKS = 8,

@@ -30,22 +30,69 @@ INLINE __m256i NAME(codes_at)(
     return nibbles;
 }
 
-/// Adds four products of unsigned weight codes and signed inputs to each sum, exactly.
-INLINE __m256i NAME(dot)(__m256i sum, __m256i codes, __m256i inputs, const tk_packed_format format) {
-#if HAS_VNNI
-    (void)format;
-    return _mm256_dpbusd_avx_epi32(sum, codes, inputs);
-#else
-    // Two products of up to 255 * 127 would not fit 16 bits. So bytes of Q8_0 are made signed again and
-    // multiply as magnitude times signed input: 2 * 128 * 127 fits, and inputs are never -128.
-    __m256i pairs;
-    if (format == TK_PACKED_Q8_0) {
-        __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80));
-        pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(inputs, weights));
-    } else {
-        pairs = _mm256_maddubs_epi16(codes, inputs);
+#if !HAS_VNNI
+/// Sums of two products each, in 16 bits.
+INLINE __m256i NAME(pairs)(__m256i codes, __m256i inputs, const tk_packed_format format) {
+    if (format != TK_PACKED_Q8_0) return _mm256_maddubs_epi16(codes, inputs);
+    // Two products of up to 255 * 127 would not fit. So bytes of Q8_0 are made signed again and multiply as
+    // magnitude times signed input: 2 * 128 * 127 fits, and inputs are never -128.
+    const __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80));
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(inputs, weights));
+}
+
+/// Quads whose pairs may be added in 16 bits: 2 * 127 times the largest code, that often, is below 2^15.
+INLINE size_t NAME(quads_in_16_bits)(const tk_packed_format format) {
+    switch (format) {
+    case TK_PACKED_Q4_0:
+    case TK_PACKED_Q4_K: return 8;
+    case TK_PACKED_Q5_K: return 4;
+    case TK_PACKED_Q6_K: return 2;
+    case TK_PACKED_Q8_0:
+    case TK_PACKED_BF16: return 1;
     }
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return 1;
+}
+#endif
+
+INLINE __m256i NAME(four_inputs)(const uint8_t *x, size_t quad) {
+    int32_t four;
+    memcpy(&four, x + quad * 4, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/// Adds the products of quads begin ..< end of a block to the rows' sums, exactly.
+INLINE void NAME(add_products)(
+    __m256i ints[ROWS][PARTS], const uint8_t *codes, const uint8_t *x, size_t x_stride, const tk_packed_format format,
+    const size_t rows, const size_t first_part, const size_t begin, const size_t end) {
+#if HAS_VNNI
+    UNROLL for (size_t quad = begin; quad < end; quad++) {
+        __m256i weights[PARTS];
+        UNROLL for (size_t p = 0; p < PARTS; p++) weights[p] = NAME(codes_at)(codes, format, quad, first_part + p);
+        UNROLL for (size_t r = 0; r < rows; r++) {
+            const __m256i inputs = NAME(four_inputs)(x + r * x_stride, quad);
+            UNROLL for (size_t p = 0; p < PARTS; p++)
+                ints[r][p] = _mm256_dpbusd_avx_epi32(ints[r][p], weights[p], inputs);
+        }
+    }
+#else
+    const size_t run = NAME(quads_in_16_bits)(format);
+    UNROLL for (size_t start = begin; start < end; start += run) {
+        __m256i shorts[ROWS][PARTS];
+        UNROLL for (size_t quad = start; quad < start + run; quad++) {
+            __m256i weights[PARTS];
+            UNROLL for (size_t p = 0; p < PARTS; p++)
+                weights[p] = NAME(codes_at)(codes, format, quad, first_part + p);
+            UNROLL for (size_t r = 0; r < rows; r++) {
+                const __m256i inputs = NAME(four_inputs)(x + r * x_stride, quad);
+                UNROLL for (size_t p = 0; p < PARTS; p++) {
+                    const __m256i pairs = NAME(pairs)(weights[p], inputs, format);
+                    shorts[r][p] = quad == start ? pairs : _mm256_add_epi16(shorts[r][p], pairs);
+                }
+            }
+        }
+        UNROLL for (size_t r = 0; r < rows; r++) UNROLL for (size_t p = 0; p < PARTS; p++)
+            ints[r][p] = _mm256_add_epi32(ints[r][p], _mm256_madd_epi16(shorts[r][p], _mm256_set1_epi16(1)));
+    }
 #endif
 }
 
@@ -71,16 +118,7 @@ INLINE void NAME(add_quads)(
     __m256i ints[ROWS][PARTS];
     UNROLL for (size_t r = 0; r < rows; r++) UNROLL for (size_t p = 0; p < PARTS; p++)
         ints[r][p] = _mm256_set1_epi32(starts[r]);
-    UNROLL for (size_t quad = begin; quad < end; quad++) {
-        __m256i weights[PARTS];
-        UNROLL for (size_t p = 0; p < PARTS; p++) weights[p] = NAME(codes_at)(codes, format, quad, first_part + p);
-        UNROLL for (size_t r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x + r * x_stride + quad * 4, sizeof four);
-            UNROLL for (size_t p = 0; p < PARTS; p++)
-                ints[r][p] = NAME(dot)(ints[r][p], weights[p], _mm256_set1_epi32(four), format);
-        }
-    }
+    NAME(add_products)(ints, codes, x, x_stride, format, rows, first_part, begin, end);
     UNROLL for (size_t r = 0; r < rows; r++) {
         __m256 scale = _mm256_set1_ps(((const q8_block *)(const void *)(x + r * x_stride))->scale);
         UNROLL for (size_t p = 0; p < PARTS; p++) {
@@ -158,7 +196,8 @@ INLINE void NAME(chunk)(
             switch (rows - r) {
             case 1: NAME(codes_tile)(to, row, x_stride, panel, format, 1, begin, end); break;
             case 2: NAME(codes_tile)(to, row, x_stride, panel, format, 2, begin, end); break;
-            default: NAME(codes_tile)(to, row, x_stride, panel, format, 3, begin, end); break;
+            case 3: NAME(codes_tile)(to, row, x_stride, panel, format, 3, begin, end); break;
+            default: NAME(codes_tile)(to, row, x_stride, panel, format, 4, begin, end); break;
             }
         }
     }

@@ -26,7 +26,7 @@ enum {
 #include "packed_transpose_x86.h"
 
 /// As `packed_pack.h` has it, in vectors.
-INLINE void prepare_block(q8_block *block, const float *x) {
+INLINE void prepare_block(q8_block *block, const float *x, const int is_power) {
     const __m512 first = _mm512_loadu_ps(x), second = _mm512_loadu_ps(x + LANES);
     const __m512i all_but_sign = _mm512_set1_epi32(0x7fffffff);
     const uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(
@@ -38,7 +38,8 @@ INLINE void prepare_block(q8_block *block, const float *x) {
         return;
     }
     const float most = bits_float(largest);
-    const __m512 inverse = _mm512_set1_ps(127 / most);
+    const float scale = input_scale(most, is_power);
+    const __m512 inverse = _mm512_set1_ps(is_power ? 1 / scale : 127 / most);
     const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(first, inverse)));
     const __m128i high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(second, inverse)));
     const __m256i codes = _mm256_set_m128i(high, low);
@@ -47,8 +48,8 @@ INLINE void prepare_block(q8_block *block, const float *x) {
     __m128i sums = _mm_hadd_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
     sums = _mm_hadd_epi32(sums, sums);
     const int32_t first_half = _mm_cvtsi128_si32(sums), sum = first_half + _mm_extract_epi32(sums, 1);
-    block->scale = most / 127;
-    block->product = block->scale * (float)sum;
+    block->scale = scale;
+    block->product = is_power ? power_of(scale) : scale * (float)sum;
     block->start = -128 * sum;
     block->half_start = -128 * first_half;
 }
@@ -135,6 +136,12 @@ INLINE __m512 add_scaled(__m512 sum, __m512i ints, __m512 scales, float scale) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), sum);
 }
 
+/// The same for an input scale that is a power of two, given by its exponent: the same bits, and no work for
+/// the units that multiply.
+INLINE __m512 add_powered(__m512 sum, __m512i ints, __m512 scales, float power) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), _mm512_scalef_ps(scales, _mm512_set1_ps(power)), sum);
+}
+
 /// `rows` rows (known when compiled) times one panel, over blocks begin ..< end, onto `sums` unless
 /// begin is 0.
 INLINE void codes_tile(
@@ -185,7 +192,9 @@ INLINE void codes_tile(
             UNROLL for (size_t r = 0; r < rows; r++) {
                 const q8_block *input = (const q8_block *)(const void *)(x + r * x_stride);
                 UNROLL for (size_t c = 0; c < 2; c++)
-                    totals[r][c] = add_scaled(totals[r][c], ints[r][c], scales[c], input->scale);
+                    totals[r][c] = format == TK_PACKED_Q4_0
+                                       ? add_powered(totals[r][c], ints[r][c], scales[c], input->product)
+                                       : add_scaled(totals[r][c], ints[r][c], scales[c], input->scale);
             }
             if (head != 0) {
                 UNROLL for (size_t c = 0; c < 2; c++)

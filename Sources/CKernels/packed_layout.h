@@ -73,7 +73,7 @@ static inline size_t block_offset(tk_packed_format format, size_t block) {
 typedef struct q8_block {
     int8_t codes[BLOCK];
     float scale;
-    /// scale times the sum of the codes.
+    /// scale times the sum of the codes; where the scale is a power of two, its exponent (NaN with it).
     float product;
     /// What unsigned weight codes add too much, for an offset of 128: -128 times the sum of the codes ...
     int32_t start;
@@ -82,6 +82,19 @@ typedef struct q8_block {
 } q8_block;
 
 _Static_assert(sizeof(q8_block) == 48, "a prepared block has no padding");
+
+/// What a block's codes are multiplied with: such that the largest magnitude is 127, or the next power of two.
+static inline __attribute__((always_inline)) float input_scale(float most, const int is_power) {
+    const float scale = most / 127;
+    if (!is_power) return scale;
+    const uint32_t bits = float_bits(scale), power = bits & 0x7f800000;
+    return bits_float(bits == power ? power : power + 0x00800000);
+}
+
+/// The exponent of a normal power of two.
+static inline __attribute__((always_inline)) float power_of(float scale) {
+    return (float)((int32_t)(float_bits(scale) >> 23) - 127);
+}
 
 static inline __attribute__((always_inline)) void write_row(
     float *restrict target, const float *restrict from, const float *restrict bias, int accumulate, size_t columns) {

@@ -10,9 +10,10 @@
 // MARK: Inputs
 
 #ifndef HAS_PREPARE_BLOCK
-/// One block: 127 stands for the largest magnitude. What is not finite makes the scale NaN, and with it
+/// One block: 127 stands for the largest magnitude, or somewhat less does. What is not finite makes the scale NaN, and with it
 /// every product.
-static inline __attribute__((always_inline)) void prepare_block(q8_block *restrict block, const float *restrict x) {
+static inline __attribute__((always_inline)) void prepare_block(
+    q8_block *restrict block, const float *restrict x, const int is_power) {
     uint32_t largest = 0;
     for (size_t i = 0; i < BLOCK; i++) {
         uint32_t magnitude = float_bits(x[i]) & 0x7fffffff;
@@ -20,7 +21,8 @@ static inline __attribute__((always_inline)) void prepare_block(q8_block *restri
     }
     const int is_finite = largest < 0x7f800000, is_zero = largest < 0x0d800000;  // 2^-100
     const float most = is_finite ? is_zero ? 0 : bits_float(largest) : bits_float(0x7fc00000);
-    const float inverse = is_finite && !is_zero ? 127 / most : 0;
+    const float scale = is_finite && !is_zero ? input_scale(most, is_power) : most;
+    const float inverse = is_finite && !is_zero ? is_power ? 1 / scale : 127 / most : 0;
     int32_t values[BLOCK], low = 0, high = 0;
     // Adding 1.5 * 2^23 rounds to nearest, ties to even.
     for (size_t i = 0; i < BLOCK; i++)
@@ -31,20 +33,21 @@ static inline __attribute__((always_inline)) void prepare_block(q8_block *restri
         low += values[i];
         high += values[i + BLOCK / 2];
     }
-    block->scale = most / 127;
-    block->product = is_finite ? block->scale * (float)(low + high) : most;
+    block->scale = scale;
+    block->product = !is_finite ? most : !is_power ? scale * (float)(low + high) : is_zero ? 0 : power_of(scale);
     block->start = -128 * (low + high);
     block->half_start = -128 * low;
 }
 #endif
 
 static inline __attribute__((always_inline)) void prepare_q8(
-    uint8_t *prepared, const float *x, size_t rows, size_t inputs, size_t x_stride, size_t first, size_t count) {
+    uint8_t *prepared, const float *x, const int is_power, size_t rows, size_t inputs, size_t x_stride, size_t first,
+    size_t count) {
     const size_t stride = tk_prepared_stride(TK_INPUT_Q8, inputs);
     for (size_t r = 0; r < rows; r++) {
         q8_block *row = (q8_block *)(void *)(prepared + r * stride);
         for (size_t b = first / BLOCK; b < (first + count) / BLOCK; b++)
-            prepare_block(row + b, x + r * x_stride + b * BLOCK);
+            prepare_block(row + b, x + r * x_stride + b * BLOCK, is_power);
     }
 }
 
@@ -64,7 +67,8 @@ static void prepare(
     uint8_t *prepared, const float *x, tk_input_form form, size_t rows, size_t inputs, size_t x_stride, size_t first,
     size_t count) {
     switch (form) {
-    case TK_INPUT_Q8: prepare_q8(prepared, x, rows, inputs, x_stride, first, count); return;
+    case TK_INPUT_Q8_POWERS: prepare_q8(prepared, x, 1, rows, inputs, x_stride, first, count); return;
+    case TK_INPUT_Q8: prepare_q8(prepared, x, 0, rows, inputs, x_stride, first, count); return;
     case TK_INPUT_BF16: prepare_bf16(prepared, x, rows, inputs, x_stride, first, count); return;
     }
 }

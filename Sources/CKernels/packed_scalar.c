@@ -31,7 +31,15 @@ size_t tk_panel_bytes(tk_packed_format format, size_t inputs) {
 }
 
 tk_input_form tk_packed_input_form(tk_packed_format format) {
-    return format == TK_PACKED_BF16 ? TK_INPUT_BF16 : TK_INPUT_Q8;
+    switch (format) {
+    case TK_PACKED_BF16: return TK_INPUT_BF16;
+    case TK_PACKED_Q4_0: return TK_INPUT_Q8_POWERS;
+    case TK_PACKED_Q8_0:
+    case TK_PACKED_Q4_K:
+    case TK_PACKED_Q5_K:
+    case TK_PACKED_Q6_K: return TK_INPUT_Q8;
+    }
+    return TK_INPUT_Q8;
 }
 
 size_t tk_prepared_stride(tk_input_form form, size_t inputs) {

@@ -11,9 +11,7 @@ extension Coordinator {
         for name in names {
             // Where nobody is paused and nobody needs to be, there is nothing to plan.
             let claimed = claim?.worker.id == name
-            let needs = workers.read(name) {
-                claimed || $0.hasPaused || $0.wantedBlocks > 0 || $0.residents.count > $0.register.batchJobsMax
-            }
+            let needs = workers.read(name) { claimed || $0.hasPaused || $0.wantedBlocks > 0 || $0.isCrowded }
             if needs ?? false, let worker = workers[name] { replan(worker) }
         }
     }
@@ -33,14 +31,16 @@ extension Coordinator {
         send(worker.ref, .setRunning(plan))
     }
 
-    /// Those who run, and in order those who run next. A job whose pages are away holds its place, but
-    /// another has its slot until it is back.
+    /// Those who run, and in order those who run next. One whose pages are away holds its place, but
+    /// another has its slot until it is back; where the pool lacks the memory for it, those that it would
+    /// displace rest.
     private mutating func choose(_ worker: Worker, resting: [JobID]) -> (running: [JobID], standby: [JobID]) {
         let slots = worker.register.batchJobsMax
-        guard worker.residents.count > slots || !resting.isEmpty else { return (worker.residents, []) }
+        guard worker.isCrowded || !resting.isEmpty else { return (worker.residents, []) }
         let spare = min(max(slots / ResidencyLimits.standbyShare, 2), ResidencyLimits.standby)
         let ranking = policy.ranking(
             of: worker.residents, slots: slots, limit: slots + worker.away.count + resting.count + spare, at: now)
+        let resting = resting.isEmpty ? restingForReturn(to: worker, ranking.prefix(slots)) : resting
         var (running, standby, here) = ([JobID](), [JobID](), 0)
         for (place, id) in ranking.enumerated() where !resting.contains(id) {
             if worker.away.contains(id) {
@@ -54,6 +54,22 @@ extension Coordinator {
         }
         policy.run(running, of: worker.residents, at: now)
         return (running, standby)
+    }
+
+    /// Who rests so that the first of those due whose pages are away can have memory.
+    private func restingForReturn(to worker: Worker, _ due: ArraySlice<JobID>) -> [JobID] {
+        guard !worker.away.isEmpty, let first = due.first(where: { worker.away.contains($0) }) else { return [] }
+        let lacking = blocksHeld(by: first) - max(worker.availableBlocks, 0)
+        guard lacking > 0 else { return [] }
+        let holdings = worker.residents.filter { !worker.away.contains($0) }.map {
+            Holding(job: $0, units: blocksHeld(by: $0))
+        }
+        return policy.victims(among: holdings, freeing: lacking, for: first, at: now)
+    }
+
+    /// Blocks that a resident has, or would have, with room for its next tokens.
+    private func blocksHeld(by id: JobID) -> Int {
+        blocksNeeded((jobs.read(id) { $0.sequenceTokens } ?? 0) + configuration.blockTokens / 2)
     }
 
     /// Writes the decision into the jobs, and says what has changed.

@@ -22,7 +22,7 @@ struct Claim: Hashable, Sendable {
 /// Slots are what the policy orders, so a job may come if fewer than the residency would get a slot
 /// before it: residents that it would displace do not count, wherever their pages lie. Memory then
 /// decides: what is free, else what jobs of less urgency can write to the host tier, and where there is no
-/// such tier, what tenants more than theta ahead of the job's own hold (scheduling.md §4.3).
+/// such tier, what tenants several theta ahead of the job's own hold (scheduling.md §4.3).
 extension Coordinator {
     // MARK: Rooms
 
@@ -39,11 +39,18 @@ extension Coordinator {
     func hasPlace(_ worker: Worker, for job: Job, _ looks: inout Int) -> Bool {
         let jobsMax = worker.register.jobsMax
         if jobsMax > 0, worker.jobs.count >= jobsMax { return false }
+        if !isNextForMemory(job.id, of: worker) { return false }
         let limit = residentsMax(worker)
         if worker.jobs.count - worker.away.count < limit { return true }
         guard configuration.policy.preemptsRunning, looks > 0 else { return false }
         looks -= 1
         return standing(of: job.id, on: worker) < limit
+    }
+
+    /// Whether none of those whose pages are away would have memory before this one.
+    private func isNextForMemory(_ job: JobID, of worker: Worker) -> Bool {
+        worker.away.isEmpty
+            || policy.countAhead(of: job, among: worker.residents.filter { worker.away.contains($0) }, at: now) == 0
     }
 
     /// Jobs that would get a slot before this one: residents that it would not displace, and those that
@@ -56,14 +63,12 @@ extension Coordinator {
         max(worker.register.batchJobsMax * max(configuration.decodeResidencyPercent, 1) / 100, 1)
     }
 
-    /// Blocks left for running jobs to grow into, where a job comes beside more than the slots hold and
-    /// would otherwise soon be the reason to compute one of them again.
+    /// Blocks left for those who run to grow into, one for each, where there is no host tier and a job
+    /// that comes would otherwise soon be the reason to compute one of them again.
     func growthReserve(of worker: Worker) -> Int {
-        let slots = worker.register.batchJobsMax
-        guard configuration.policy.preemptsRunning, !worker.register.reservesWholeJobs, worker.freeHostPages == 0,
-            worker.residents.count >= slots
+        guard configuration.policy.preemptsRunning, !worker.register.reservesWholeJobs, worker.freeHostPages == 0
         else { return 0 }
-        return min(slots, worker.register.blockCount / 8)
+        return min(worker.residents.count, worker.register.batchJobsMax, worker.register.blockCount / 8)
     }
 
     /// Whether the next waiting job could go to this worker, or could claim memory there.
@@ -106,9 +111,12 @@ extension Coordinator {
                 worker.register.jobsMax == 0 || worker.jobs.count < worker.register.jobsMax
             else { continue }
             let blocks = max(blocksTaken(job, by: worker.register) - prefixes[worker.ref.id], 0)
-            guard blocks <= worker.register.blockCount, blocks > worker.availableBlocks else { continue }
+            guard blocks <= worker.register.blockCount, blocks + growthReserve(of: worker) > worker.availableBlocks
+            else { continue }
             if let best, best.worker.availableBlocks >= worker.availableBlocks { continue }
-            guard standing(of: job.id, on: worker) < worker.register.batchJobsMax else { continue }
+            guard isNextForMemory(job.id, of: worker),
+                standing(of: job.id, on: worker) < worker.register.batchJobsMax
+            else { continue }
             best = (worker, blocks)
         }
         return best
@@ -132,9 +140,10 @@ extension Coordinator {
         return resting.isEmpty ? nil : resting
     }
 
-    /// Without a host tier: takes memory of tenants that are more than theta ahead, whose work the
+    /// Without a host tier: takes memory of tenants that are far ahead, whose work the
     /// claimant's tenant then pays to have done again. At most `Limits.displacements` times for one job.
-    private mutating func takeBack(_ lacking: Int, from worker: Worker, for job: Job, _ claim: inout Claim) {
+    private mutating func takeBack(_ blocks: Int, from worker: Worker, for job: Job, _ claim: inout Claim) {
+        let lacking = blocks + growthReserve(of: worker)
         guard configuration.policy.separatesTenants, claim.displacements < ResidencyLimits.displacements,
             claim.displacements == 0 || worker.iteration > claim.takenAt + 1
         else { return }
@@ -143,7 +152,9 @@ extension Coordinator {
             else { return nil }
             return Holding(job: id, units: blocksNeeded(tokens))
         }
-        let victims = policy.victims(among: holdings, freeing: lacking, for: job.id, at: now)
+        let theta = configuration.policy.theta.multipliedReportingOverflow(by: ResidencyLimits.recomputingThetas)
+        let victims = policy.victims(
+            among: holdings, freeing: lacking, for: job.id, theta: theta.overflow ? .max : theta.partialValue, at: now)
         guard !victims.isEmpty else { return }
         claim.displacements += 1
         claim.takenAt = worker.iteration
@@ -165,6 +176,9 @@ extension Coordinator {
     }
 
     enum ResidencyLimits {
+        /// How many theta a tenant must be ahead before its work is thrown away for another's sake, which
+        /// costs both: more than for a slot.
+        static let recomputingThetas: Int64 = 4
         /// Times that memory is taken for one claim.
         static let displacements = 2
         /// Jobs told to stand by, at most, and of the slots.

@@ -21,8 +21,7 @@ extension Coordinator {
             }
         }
         guard configuration.policy.preemptsRunning else { return }
-        let isCrowded = workers.read(worker.id) { $0.residents.count > $0.register.batchJobsMax }
-        guard isCrowded ?? false else { return }
+        guard workers.read(worker.id, { $0.isCrowded }) ?? false else { return }
         needReplan(worker.id)
         if queuedJobs > 0, !mayPlace, nextWouldGo(to: worker.id) { mayPlace = true }
     }

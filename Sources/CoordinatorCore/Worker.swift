@@ -72,6 +72,9 @@ struct Worker: Sendable {
         if before.isDraining { state = before.state }
     }
 
+    /// Whether not all residents can run at once.
+    var isCrowded: Bool { residents.count > register.batchJobsMax || !away.isEmpty }
+
     var isDraining: Bool {
         switch state {
         case .draining, .drained: true

@@ -21,6 +21,8 @@ public struct DecodeConfiguration: Sendable {
     /// How long a step that holds prompt beside decoding jobs should take at most, which bounds what the
     /// prompt costs them; nil: as long as its tokens take.
     public var stepLimit: TimeSpan?
+    /// The same in multiples of a step that only decodes.
+    public var stepStretch: Double?
     /// Prompt and output of one job at most; a job that reaches it ends with `.length`.
     public var contextTokensMax = 4096
     /// Jobs held at once at most, reservations included.
@@ -34,6 +36,8 @@ public struct DecodeConfiguration: Sendable {
     public var swapPages = 0
     /// Jobs whose pages move between pool and host tier at one time.
     public var movesMax = 4
+    /// Whether pages move before they are needed; off only to measure what that is worth.
+    public var swapsAhead = true
     /// Bytes of one transfer on their way at most.
     public var creditWindowBytes = 16 << 20
     /// How long a reservation lasts without progress where the order names no lease.

@@ -17,10 +17,13 @@ struct StepPace: Sendable {
         }
     }
 
-    /// Prompt tokens with which a step takes about `limit`; never so few that prompts starve.
-    func tokens(within limit: TimeSpan) -> Int {
+    /// Prompt tokens with which a step takes about `limit`, or `stretch` times as long as one that only
+    /// decodes, whichever is less; never so few that prompts starve.
+    func tokens(within limit: TimeSpan?, stretch: Double?) -> Int {
         guard token.value > 0 else { return Self.tokensMin }
-        return max(Int(min((limit.seconds - decode.value) / token.value, 1e6)), Self.tokensMin)
+        let stretched = stretch.map { $0 * decode.value } ?? .infinity
+        let seconds = min(limit?.seconds ?? .infinity, decode.value > 0 ? stretched : .infinity)
+        return max(Int(min((seconds - decode.value) / token.value, 1e6)), Self.tokensMin)
     }
 
     /// Fewer cost as much, since the weights are read whatever the number.
@@ -31,7 +34,8 @@ extension DecodeWorkerCore {
     /// Prompt tokens that a step with so many decoding jobs may hold.
     func chunkTokens(besides decoders: Int) -> Int {
         let most = max(configuration.stepTokensMax, 1) - decoders
-        guard decoders > 0, let limit = configuration.stepLimit else { return most }
-        return min(most, pace.tokens(within: limit))
+        let (limit, stretch) = (configuration.stepLimit, configuration.stepStretch)
+        guard decoders > 0, limit != nil || stretch != nil else { return most }
+        return min(most, pace.tokens(within: limit, stretch: stretch))
     }
 }

@@ -35,7 +35,7 @@ extension DecodeWorkerCore {
 
     /// Blocks that running jobs take while one job's pages move.
     private func lowWater(running: Int) -> Int {
-        running == 0 ? 0 : running * iterationsPerMove / configuration.blockTokens + 1
+        running == 0 || !configuration.swapsAhead ? 0 : running * iterationsPerMove / configuration.blockTokens + 1
     }
 
     /// Blocks that running jobs certainly take while one job's pages move.
@@ -48,7 +48,8 @@ extension DecodeWorkerCore {
     /// many as jobs bring on the average, as the last one that was refused wanted, or as the coordinator
     /// wants for one that waits.
     private var burstReserve: Int {
-        max(
+        guard configuration.swapsAhead else { return claimedBlocks }
+        return max(
             min(Int(admittedBlocks.value.rounded(.up)), configuration.blockCount / 4),
             min(wantedBlocks, configuration.blockCount / 2), claimedBlocks)
     }
@@ -183,7 +184,7 @@ extension DecodeWorkerCore {
                 BlockTable.blocks(for: $0.tokens.count, blockTokens: configuration.blockTokens)
             }
             let running = runnable
-            if next.turn.isPaused, !running.isEmpty, movesOut > 0 { return }
+            if next.turn.isPaused, !running.isEmpty, movesOut > 0 || !configuration.swapsAhead { return }
             // Whoever comes back must not be the reason to write somebody out again.
             var reserve = running.isEmpty ? 0 : blocksNeededSoon(by: running) + 1 + claimedBlocks
             if next.turn.isPaused { reserve = max(reserve, lowWater(running: running.count)) + burstReserve }

@@ -262,9 +262,10 @@ struct CoordinatorAccounts {
         return rows.values.sorted { $0.tenant < $1.tenant }.map { row in
             let total = book.total(of: row.tenant)
             let since = core.counterParts(
-                promptTokens: total.computed - row.computed, outputTokens: total.decoded - row.decoded,
+                promptTokens: total.computed &- row.computed, outputTokens: total.decoded &- row.decoded,
                 of: row.tenant)
-            return CounterRecord(tenant: row.tenant, value: row.value + max(since, 0), lifted: row.lifted)
+            let (value, overflow) = row.value.addingReportingOverflow(max(since, 0))
+            return CounterRecord(tenant: row.tenant, value: overflow ? row.value : value, lifted: row.lifted)
         }
     }
 

@@ -227,7 +227,10 @@ extension CoordinatorHost {
 
     /// What an earlier process has left of a deadline: at least a moment, so that the job ends in order.
     private func remaining(of deadline: TimeSpan, since created: Int64) -> TimeSpan {
-        max(deadline - .seconds(max(clock.wallClockSeconds - created, 0)), .milliseconds(1))
+        let now = clock.wallClockSeconds
+        // No later than now, and no earlier than any deadline reaches, whatever the file says.
+        let elapsed = now - min(max(created, now - 86_400), now)
+        return max(deadline - .seconds(elapsed), .milliseconds(1))
     }
 
     /// Settles the account and records the answer in one transaction.

@@ -17,6 +17,7 @@ extension DecodeConfiguration {
         configuration.batchJobsMax = flags.batchJobs
         configuration.stepTokensMax = flags.stepTokens
         configuration.prefillChunkTokens = flags.chunkTokens
+        configuration.stepStretch = flags.stepStretch > 0 ? flags.stepStretch : nil
         configuration.stepLimit = flags.stepLimitMs > 0 ? .milliseconds(flags.stepLimitMs) : nil
         configuration.contextTokensMax = model.contextTokensMax
         configuration.swapPages = min(flags.swapBytes / max(model.store.layout.pageBytes, 1), Int(UInt32.max) - 1)

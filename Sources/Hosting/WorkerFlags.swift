@@ -78,6 +78,9 @@ public struct WorkerFlags: ParsableArguments, Sendable {
         help: "Milliseconds that a step with prompt beside decoding jobs should take at most; 0: no limit.")
     public var stepLimitMs: Int64 = 0
 
+    @Option(help: "The same limit in multiples of a step that only decodes; 0: no limit.")
+    public var stepStretch: Double = 0
+
     @Option(help: "Kernels: auto, scalar, avx2, avx512.")
     public var kernels: String = "auto"
 
@@ -91,6 +94,7 @@ public struct WorkerFlags: ParsableArguments, Sendable {
 
     static let swapBytesMax = 1 << 44
     static let stepLimitMsMax: Int64 = 60_000
+    static let stepStretchMax = 1000.0
 
     public var level: Logger.Level { Logger.Level(rawValue: logLevel) ?? .info }
 
@@ -104,6 +108,9 @@ public struct WorkerFlags: ParsableArguments, Sendable {
         }
         guard (0...Self.stepLimitMsMax).contains(stepLimitMs) else {
             throw ValidationError("--step-limit-ms: \(stepLimitMs) is outside 0 to \(Self.stepLimitMsMax)")
+        }
+        guard (0...Self.stepStretchMax).contains(stepStretch) else {
+            throw ValidationError("--step-stretch: \(stepStretch) is outside 0 to \(Int(Self.stepStretchMax))")
         }
         guard (0...Self.swapBytesMax).contains(swapBytes) else {
             throw ValidationError("--swap-bytes: \(swapBytes) is outside 0 to \(Self.swapBytesMax)")

@@ -47,12 +47,12 @@ extension JournalRecord {
 
     /// Nil for a row that no version of this program wrote.
     init?(row: Row) {
-        guard let id = row["id"] as String?, let job = JobID(id), let tenant = row["tenant"] as String?,
-            let submission = row["submission"] as Data?, let request = row["request"] as String?
+        guard let job = row.text("id").flatMap({ JobID($0) }), let tenant = row.text("tenant"),
+            let submission = row.data("submission"), let request = row.text("request")
         else { return nil }
         self.init(
-            job: job, tenant: TenantID(tenant), key: row["key"], submission: [UInt8](submission), request: request)
-        if let ending = row["ending"] as String?, let output = row["answer"] as Data? {
+            job: job, tenant: TenantID(tenant), key: row.text("key"), submission: [UInt8](submission), request: request)
+        if let ending = row.text("ending"), let output = row.data("answer") {
             answer = JournalAnswer(output: [UInt8](output), ending: ending)
         }
     }

@@ -90,10 +90,8 @@ public final class LedgerStore: @unchecked Sendable {
         writer.async { done(try? self.database.read(body)) }
     }
 
-    /// Pages that the file may have, for tests of a full disk; nil: as many as SQLite allows.
-    func limitPages(_ most: Int?) throws {
-        try database.writeWithoutTransaction { try $0.execute(sql: "PRAGMA max_page_count = \(most ?? 1 << 30)") }
-    }
+    /// For tests of a full disk and of foreign content.
+    func execute(_ sql: String) throws { try database.writeWithoutTransaction { try $0.execute(sql: sql) } }
 
     private static var full: ServingError {
         ServingError(

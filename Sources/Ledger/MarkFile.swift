@@ -207,7 +207,8 @@ public final class MarkFile: @unchecked Sendable {
         let length = value(Layout.tenantBytes)
         guard state <= State.ended, length <= UInt64(Limits.tenantBytesMax),
             let tenant = text(at: Layout.tenantAt, count: Int(length)),
-            (0..<6).allSatisfy({ count(Layout.counts + $0) >= 0 })
+            (0..<6).allSatisfy({ TokenCounts.range.contains(count(Layout.counts + $0)) }),
+            TokenCounts.range.contains(count(Layout.prompt)), TokenCounts.range.contains(count(Layout.outputMax))
         else { return .unreadable }
         let reservation = Reservation(
             job: JobID(high: value(Layout.job), low: value(Layout.job + 1)), tenant: TenantID(tenant),

@@ -56,7 +56,8 @@ public final class TenantLedger: Sendable {
 
     public init(store: LedgerStore) throws(ServingError) {
         self.store = store
-        known = KnownTenants(try store.read { try String.fetchAll($0, sql: "SELECT tenant FROM total") })
+        known = KnownTenants(
+            try store.read { try Row.fetchAll($0, sql: "SELECT tenant FROM total").compactMap { $0.text("tenant") } })
     }
 
     /// Why nothing can be admitted now; nil where it can.
@@ -205,22 +206,29 @@ public final class TenantLedger: Sendable {
         try store.read { db in
             var content = LedgerContent()
             for row in try Row.fetchAll(db, sql: "SELECT * FROM total") {
+                guard let tenant = row.text("tenant"), let jobs = row.integer("jobs"), let counts = Self.counts(row)
+                else { continue }
                 var total = TenantTotal()
-                total.jobs = row["jobs"]
-                total.counts = Self.counts(row)
-                content.totals[TenantID(row["tenant"])] = total
+                (total.jobs, total.counts) = (jobs, counts)
+                content.totals[TenantID(tenant)] = total
             }
             content.open = try Row.fetchAll(db, sql: "SELECT * FROM reservation").compactMap { row in
-                Self.reservation(row).map { ($0, Self.counts(row)) }
+                guard let reservation = Self.reservation(row), let counts = Self.counts(row) else { return nil }
+                return (reservation, counts)
             }
-            content.counters = try Row.fetchAll(db, sql: "SELECT * FROM counter").map { row in
-                CounterRow(
-                    tenant: TenantID(row["tenant"]), value: row["value"], lifted: row["lifted"],
-                    computed: row["computed"], decoded: row["decoded"])
+            content.counters = try Row.fetchAll(db, sql: "SELECT * FROM counter").compactMap { row in
+                guard let tenant = row.text("tenant"), let value = row.integer("value"),
+                    let lifted = row.integer("lifted"), let computed = row.integer("computed"),
+                    let decoded = row.integer("decoded")
+                else { return nil }
+                return CounterRow(
+                    tenant: TenantID(tenant), value: value, lifted: lifted, computed: computed, decoded: decoded)
             }
-            content.lastWaiting = try Int64.fetchOne(db, sql: "SELECT value FROM note WHERE name = 'last waiting'")
+            content.lastWaiting = try Row.fetchOne(db, sql: "SELECT value FROM note WHERE name = 'last waiting'")?
+                .integer("value")
             for row in try Row.fetchAll(db, sql: "SELECT * FROM tenant") {
-                content.settings[TenantID(row["name"])] = row["settings"]
+                guard let name = row.text("name"), let settings = row.text("settings") else { continue }
+                content.settings[TenantID(name)] = settings
             }
             return content
         }
@@ -233,7 +241,7 @@ public final class TenantLedger: Sendable {
             for job in jobs {
                 let row = try Row.fetchOne(
                     db, sql: "SELECT * FROM settlement WHERE job = ?", arguments: [job.description])
-                if let row { found[job] = Self.counts(row) }
+                if let row { found[job] = Self.counts(row) ?? TokenCounts() }
             }
             return found
         }
@@ -245,26 +253,51 @@ public final class TenantLedger: Sendable {
             try Row.fetchAll(
                 db, sql: "SELECT * FROM settlement ORDER BY number DESC LIMIT ?", arguments: [limit]
             ).compactMap { row in
-                Self.reservation(row).map {
-                    Settlement($0, Self.counts(row), ending: row["ending"], endedAt: row["ended"])
-                }
+                guard let reservation = Self.reservation(row), let counts = Self.counts(row),
+                    let ending = row.text("ending"), let ended = row.integer("ended")
+                else { return nil }
+                return Settlement(reservation, counts, ending: ending, endedAt: ended)
             }
         }
     }
 
     private static func reservation(_ row: Row) -> Reservation? {
-        guard let text = row["job"] as String?, let job = JobID(text), let tenant = row["tenant"] as String? else {
-            return nil
-        }
+        guard let job = row.text("job").flatMap({ JobID($0) }), let tenant = row.text("tenant"),
+            let prompt = row.integer("prompt"), let outputMax = row.integer("output_max"),
+            let started = row.integer("started"), TokenCounts.range.contains(prompt),
+            TokenCounts.range.contains(outputMax)
+        else { return nil }
         return Reservation(
-            job: job, tenant: TenantID(tenant), promptTokens: row["prompt"], outputMax: row["output_max"],
-            startedAt: row["started"])
+            job: job, tenant: TenantID(tenant), promptTokens: prompt, outputMax: outputMax, startedAt: started)
     }
 
-    private static func counts(_ row: Row) -> TokenCounts {
-        TokenCounts(
-            computed: row["computed"], cached: row["cached"], decoded: row["decoded"],
-            recomputed: row["recomputed"], caused: row["caused"], streamed: row["streamed"])
+    private static func counts(_ row: Row) -> TokenCounts? {
+        guard let computed = row.integer("computed"), let cached = row.integer("cached"),
+            let decoded = row.integer("decoded"), let recomputed = row.integer("recomputed"),
+            let caused = row.integer("caused"), let streamed = row.integer("streamed")
+        else { return nil }
+        return TokenCounts(
+            computed: computed, cached: cached, decoded: decoded, recomputed: recomputed, caused: caused,
+            streamed: streamed)
+    }
+}
+
+/// Columns as they are, nil where they hold another type: SQLite keeps any type in any column, and
+/// GRDB's own conversions end the process.
+extension Row {
+    func integer(_ name: String) -> Int64? {
+        let value: DatabaseValue? = self[name]
+        return value.flatMap { Int64.fromDatabaseValue($0) }
+    }
+
+    func text(_ name: String) -> String? {
+        let value: DatabaseValue? = self[name]
+        return value.flatMap { String.fromDatabaseValue($0) }
+    }
+
+    func data(_ name: String) -> Data? {
+        let value: DatabaseValue? = self[name]
+        return value.flatMap { Data.fromDatabaseValue($0) }
     }
 }
 

@@ -28,6 +28,9 @@ public struct TokenCounts: Hashable, Sendable {
         self.streamed = streamed
     }
 
+    /// What one job may be said to have: far more than any has, and sums of it stay far from overflow.
+    static let range: ClosedRange<Int64> = 0...(1 << 40)
+
     /// Equal to no counts that a job can have.
     static let unknown = TokenCounts(streamed: -1)
 

@@ -31,6 +31,9 @@ public struct ClusterPlan: Sendable {
     /// Milliseconds; 0: never, and no limit.
     public var reliefWaitMs: Int
     public var stepLimitMs: Int
+    /// How much prompts may stretch the steps of decode workers, which are there to keep them short, in
+    /// percent; 0: no limit. Mixed workers have none.
+    public var stepStretchPercent: Int
     public var apiKeysFile: String?
     /// Weights and quotas of tenants, as the coordinator reads them.
     public var tenants: String?
@@ -47,7 +50,9 @@ public struct ClusterPlan: Sendable {
         packedCache: String = "auto",
         blockTokens: Int = 16, blocks: Int = 0,
         threadsPerWorker: Int = 1, batchJobsMax: Int = 32, swapBytes: Int = 0, localPrefillTokens: Int = 64,
-        prefillWindow: Int = 2, reliefWaitMs: Int = 0, stepLimitMs: Int = 0, apiKeysFile: String? = nil, tenants: String? = nil, tlsCertificate: String? = nil,
+        prefillWindow: Int = 2, reliefWaitMs: Int = 0, stepLimitMs: Int = 0,
+        stepStretchPercent: Int = 300, apiKeysFile: String? = nil, tenants: String? = nil,
+        tlsCertificate: String? = nil,
         tlsKey: String? = nil, logLevel: String = "info",
         extraArguments: [String: [String]] = [:]
     ) {
@@ -73,6 +78,7 @@ public struct ClusterPlan: Sendable {
         self.prefillWindow = prefillWindow
         self.reliefWaitMs = reliefWaitMs
         self.stepLimitMs = stepLimitMs
+        self.stepStretchPercent = stepStretchPercent
         self.apiKeysFile = apiKeysFile
         self.tenants = tenants
         self.tlsCertificate = tlsCertificate
@@ -89,7 +95,9 @@ public struct ClusterPlan: Sendable {
         switch name.kind {
         case .coordinator: return ("\(programs)/tandem-coordinator", coordinatorArguments(state) + extra)
         case .prefill: return ("\(programs)/tandem-prefill", workerArguments(name) + extra)
-        case .decode: return ("\(programs)/tandem-decode", workerArguments(name) + swapArguments(state) + extra)
+        case .decode:
+            let stretch = ["--step-stretch", "\(Double(stepStretchPercent) / 100)"]
+            return ("\(programs)/tandem-decode", workerArguments(name) + stretch + swapArguments(state) + extra)
         case .mixed:
             return (
                 "\(programs)/tandem-decode",

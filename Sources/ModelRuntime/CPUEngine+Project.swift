@@ -11,14 +11,18 @@ struct PreparedRows {
     var forms: InputForms
     fileprivate var bf16: UnsafeMutablePointer<UInt8>
     fileprivate var q8: UnsafeMutablePointer<UInt8>
+    fileprivate var q8Powers: UnsafeMutablePointer<UInt8>
 
-    fileprivate func memory(_ form: InputForms) -> UnsafeMutablePointer<UInt8> { form == .bf16 ? bf16 : q8 }
+    fileprivate func memory(_ form: InputForms) -> UnsafeMutablePointer<UInt8> {
+        form == .bf16 ? bf16 : form == .q8 ? q8 : q8Powers
+    }
 }
 
 /// Scratch memory of the prepared inputs of one kind of projection.
 struct PreparedScratch {
     fileprivate var bf16 = GrowingBuffer<UInt8>()
     fileprivate var q8 = GrowingBuffer<UInt8>()
+    fileprivate var q8Powers = GrowingBuffer<UInt8>()
 }
 
 /// Which inputs; each has scratch memory of its own.
@@ -41,7 +45,9 @@ struct PreparedInputs {
 }
 
 extension InputForms {
-    fileprivate var code: tk_input_form { self == .bf16 ? TK_INPUT_BF16 : TK_INPUT_Q8 }
+    fileprivate var code: tk_input_form {
+        self == .bf16 ? TK_INPUT_BF16 : self == .q8 ? TK_INPUT_Q8 : TK_INPUT_Q8_POWERS
+    }
 }
 
 /// Projections: rows times weight matrices, shared among the workers by columns.
@@ -74,7 +80,7 @@ extension CPUEngine {
         }
         return PreparedRows(
             floats: floats, rows: rows, width: width, forms: forms, bf16: reserve(.bf16, memory.bf16),
-            q8: reserve(.q8, memory.q8))
+            q8: reserve(.q8, memory.q8), q8Powers: reserve(.q8Powers, memory.q8Powers))
     }
 
     /// Makes some columns of some rows ready from `input.floats`. Columns start at a multiple of 32 and
@@ -82,6 +88,9 @@ extension CPUEngine {
     func prepare(_ input: PreparedRows, rows: Range<Int>, columns: Range<Int>) {
         let floats = input.floats + rows.lowerBound * input.width
         if input.forms.contains(.q8) { prepare(input, .q8, rows, columns, from: floats, stride: input.width) }
+        if input.forms.contains(.q8Powers) {
+            prepare(input, .q8Powers, rows, columns, from: floats, stride: input.width)
+        }
         if input.forms.contains(.bf16) { prepare(input, .bf16, rows, columns, from: floats, stride: input.width) }
     }
 
@@ -179,6 +188,9 @@ extension CPUEngine {
     ) {
         let floats = values - columns.lowerBound
         if down.forms.contains(.q8) { prepare(down, .q8, rows, columns, from: floats, stride: columns.count) }
+        if down.forms.contains(.q8Powers) {
+            prepare(down, .q8Powers, rows, columns, from: floats, stride: columns.count)
+        }
         if down.forms.contains(.bf16) { prepare(down, .bf16, rows, columns, from: floats, stride: columns.count) }
         guard down.forms.contains(.floats) else { return }
         for row in rows {

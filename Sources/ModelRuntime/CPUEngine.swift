@@ -57,6 +57,8 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
     private let rowsMax: Int
     private let checker: StepChecker
     private let sampler: Sampler
+    /// One for each worker.
+    private let samplerMemory: [SamplerMemory]
 
     /// Checks the spec, the pool's layout and every tensor's shape; reads the weights once where
     /// `options.progress` is set.
@@ -100,6 +102,7 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
         drawn.initialize(repeating: .extended)
         rowsMax = options.rowsMax
         sampler = Sampler(kernels: kernels)
+        samplerMemory = (0..<pool.workerCount).map { _ in SamplerMemory() }
         checker = StepChecker(spec: spec, slotCount: store.slotCount, blockTokens: store.layout.blockTokens)
     }
 
@@ -115,7 +118,7 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
     /// The table, the version of its order of operations, and the formats of the weights.
     private static func variantName(_ kernels: Kernels, _ weights: ModelWeights) -> String {
         let products = String(cString: kernels.packed.pointee.name)
-        return "\(kernels.variant.rawValue)-2+\(products):\(weights.formatNames.joined(separator: ","))"
+        return "\(kernels.variant.rawValue)-3+\(products):\(weights.formatNames.joined(separator: ","))"
     }
 
     public func step(_ batch: StepBatch) -> StepResult {
@@ -250,7 +253,8 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
         guard let sample = batch.entries[draws[firstDraw + part].entry].sample else { return }
         drawn[part] = sampler.draw(
             UnsafeMutableBufferPointer(start: headTarget + part * width, count: width), sample,
-            scratch: UnsafeMutableBufferPointer(start: scratch.probabilities.reserve(0) + worker * width, count: width))
+            scratch: UnsafeMutableBufferPointer(start: scratch.probabilities.reserve(0) + worker * width, count: width),
+            memory: samplerMemory[worker])
     }
 }
 

@@ -83,7 +83,13 @@ enum PackedFormat: String, Hashable, Sendable, CaseIterable {
     }
 
     /// How its inputs are prepared.
-    var inputForm: InputForms { self == .bf16 ? .bf16 : .q8 }
+    var inputForm: InputForms {
+        switch self {
+        case .bf16: .bf16
+        case .q4_0: .q8Powers
+        case .q8_0, .q4_K, .q5_K, .q6_K: .q8
+        }
+    }
 
     /// Bytes of one panel of 32 outputs.
     func panelBytes(_ columns: Int) -> Int { tk_panel_bytes(code, columns) }
@@ -102,6 +108,7 @@ struct InputForms: OptionSet {
     static let floats = InputForms(rawValue: 1)
     static let bf16 = InputForms(rawValue: 2)
     static let q8 = InputForms(rawValue: 4)
+    static let q8Powers = InputForms(rawValue: 8)
 }
 
 /// What packs one matrix: where its rows come from and where its panels go.

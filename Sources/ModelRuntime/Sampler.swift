@@ -11,11 +11,11 @@ public struct Sampler: Sendable {
         self.kernels = kernels
     }
 
-    /// Changes `logits` in place. `scratch` has as many elements; its contents do not matter.
-    /// Logits that are not finite fail the request.
+    /// Changes `logits` in place. `scratch` has as many elements; its contents do not matter, and neither do
+    /// those of `memory`. Logits that are not finite fail the request.
     public func draw(
         _ logits: UnsafeMutableBufferPointer<Float>, _ request: SampleRequest,
-        scratch: UnsafeMutableBufferPointer<Float>
+        scratch: UnsafeMutableBufferPointer<Float>, memory: SamplerMemory
     ) -> StepOutcome {
         guard let base = logits.baseAddress, scratch.baseAddress != nil, scratch.count >= logits.count else {
             return .failed(ServingError(.internalError, "logits: none to draw from"))
@@ -24,9 +24,9 @@ public struct Sampler: Sendable {
         guard best < logits.count else {
             return .failed(ServingError(.internalError, "logits: at least one of \(logits.count) is not finite"))
         }
-        let raw = Distribution(logits: logits, scratch: scratch, best: best, request, kernels)
-        adjust(logits, request)
-        let token = choose(logits, request, scratch: scratch)
+        let raw = Distribution(logits: logits, scratch: scratch, memory: memory, best: best, request, kernels)
+        adjust(logits, request, memory)
+        let token = choose(logits, request, scratch: scratch, memory)
         return .sampled(raw.describe(token))
     }
 
@@ -35,13 +35,15 @@ public struct Sampler: Sendable {
         var copy = logits
         var scratch = logits
         return copy.withUnsafeMutableBufferPointer { logits in
-            scratch.withUnsafeMutableBufferPointer { scratch in draw(logits, request, scratch: scratch) }
+            scratch.withUnsafeMutableBufferPointer { scratch in draw(logits, request, scratch: scratch, memory: SamplerMemory()) }
         }
     }
 
     // MARK: - Adjusting
 
-    private func adjust(_ logits: UnsafeMutableBufferPointer<Float>, _ request: SampleRequest) {
+    private func adjust(
+        _ logits: UnsafeMutableBufferPointer<Float>, _ request: SampleRequest, _ memory: SamplerMemory
+    ) {
         let parameters = request.parameters
         for entry in parameters.logitBias where entry.token.value < logits.count {
             logits[Int(entry.token.value)] += entry.bias
@@ -51,14 +53,16 @@ public struct Sampler: Sendable {
                 logits[Int(token.value)] = -.infinity
             }
         }
-        if parameters.needsHistory { penalize(logits, request) }
+        if parameters.needsHistory { penalize(logits, request, memory) }
     }
 
     /// Repetition over prompt and output, presence and frequency over output.
-    private func penalize(_ logits: UnsafeMutableBufferPointer<Float>, _ request: SampleRequest) {
+    private func penalize(
+        _ logits: UnsafeMutableBufferPointer<Float>, _ request: SampleRequest, _ memory: SamplerMemory
+    ) {
         let parameters = request.parameters
         if parameters.repetitionPenalty != 1 {
-            for (token, _) in counts(request.history, below: logits.count) {
+            forEachToken(of: request.history[...], below: logits.count, memory) { token, _ in
                 let value = logits[token]
                 logits[token] =
                     value > 0 ? value / parameters.repetitionPenalty : value * parameters.repetitionPenalty
@@ -66,30 +70,33 @@ public struct Sampler: Sendable {
         }
         if parameters.presencePenalty != 0 || parameters.frequencyPenalty != 0 {
             let output = request.history.dropFirst(max(0, request.promptTokens))
-            for (token, count) in counts(output, below: logits.count) {
+            forEachToken(of: output, below: logits.count, memory) { token, count in
                 logits[token] -= parameters.frequencyPenalty * Float(count) + parameters.presencePenalty
             }
         }
     }
 
-    /// How often each token occurs, by ascending token.
-    private func counts(_ tokens: some Sequence<TokenID>, below limit: Int) -> [(token: Int, count: Int)] {
-        var counts: [(token: Int, count: Int)] = []
-        for token in tokens.sorted() where token.value < limit {
-            if let last = counts.last, last.token == Int(token.value) {
-                counts[counts.count - 1].count += 1
-            } else {
-                counts.append((Int(token.value), 1))
-            }
+    /// Calls `body` with each token and how often it occurs, by ascending token.
+    private func forEachToken(
+        of tokens: ArraySlice<TokenID>, below limit: Int, _ memory: SamplerMemory, _ body: (Int, Int) -> Void
+    ) {
+        var sorted = memory.list(tokens.count)
+        for token in tokens where token.value < limit { sorted.append(Candidate(token: Int(token.value), weight: 0)) }
+        sorted.sort()
+        var start = 0
+        while start < sorted.count {
+            var end = start
+            while end < sorted.count, sorted[end].token == sorted[start].token { end += 1 }
+            body(sorted[start].token, end - start)
+            start = end
         }
-        return counts
     }
 
     // MARK: - Choosing
 
     private func choose(
         _ logits: UnsafeMutableBufferPointer<Float>, _ request: SampleRequest,
-        scratch: UnsafeMutableBufferPointer<Float>
+        scratch: UnsafeMutableBufferPointer<Float>, _ memory: SamplerMemory
     ) -> Int {
         let parameters = request.parameters
         let best = largest(logits)
@@ -100,10 +107,10 @@ public struct Sampler: Sendable {
         let weights = UnsafeMutableBufferPointer(start: target, count: logits.count)
         let draw = Self.uniform(seed: parameters.seed, position: request.promptTokens + request.outputTokens)
         if parameters.topK > 0, parameters.topK < logits.count {
-            return pick(bestCandidates(weights, parameters), draw) ?? best
+            return pick(bestCandidates(weights, parameters, memory), draw) ?? best
         }
         if parameters.minP > 0 { drop(weights) { $0 < parameters.minP } }
-        if parameters.topP < 1 { dropOutsideNucleus(weights, parameters.topP) }
+        if parameters.topP < 1 { dropOutsideNucleus(weights, parameters.topP, memory) }
         return pick(weights, draw) ?? best
     }
 
@@ -111,70 +118,30 @@ public struct Sampler: Sendable {
         logits.baseAddress.map { tk_argmax($0, logits.count) } ?? 0
     }
 
-    /// A token that may be drawn; weights are relative to the largest, which is 1.
-    struct Candidate: Comparable {
-        var token: Int
-        var weight: Float
-
-        /// Best first; equals by ascending token.
-        static func < (a: Candidate, b: Candidate) -> Bool {
-            a.weight > b.weight || (a.weight == b.weight && a.token < b.token)
-        }
-    }
-
     /// At most top-k tokens that min-p and top-p keep, best first.
     private func bestCandidates(
-        _ weights: UnsafeMutableBufferPointer<Float>, _ parameters: SamplingParameters
-    ) -> [Candidate] {
-        var kept = largestWeights(weights, parameters.topK, atLeast: parameters.minP)
+        _ weights: UnsafeMutableBufferPointer<Float>, _ parameters: SamplingParameters, _ memory: SamplerMemory
+    ) -> CandidateList {
+        var kept = memory.list(parameters.topK)
+        for index in weights.indices where weights[index] >= parameters.minP && weights[index] > 0 {
+            kept.offer(Candidate(token: index, weight: weights[index]))
+        }
         kept.sort()
         guard parameters.topP < 1 else { return kept }
-        let wanted = Double(parameters.topP) * kept.reduce(0.0) { $0 + Double($1.weight) }
+        let wanted = Double(parameters.topP) * Self.total(kept)
         var sum = 0.0
-        let last = kept.firstIndex { candidate in
+        for (index, candidate) in kept.elements.enumerated() {
             sum += Double(candidate.weight)
-            return sum >= wanted
-        }
-        return last.map { Array(kept[...$0]) } ?? kept
-    }
-
-    /// The k best at or above a floor, in no order: a heap whose root is the worst of them.
-    private func largestWeights(
-        _ weights: UnsafeMutableBufferPointer<Float>, _ k: Int, atLeast floor: Float
-    ) -> [Candidate] {
-        var heap: [Candidate] = []
-        for index in weights.indices where weights[index] >= floor && weights[index] > 0 {
-            let candidate = Candidate(token: index, weight: weights[index])
-            if heap.count < k {
-                heap.append(candidate)
-                siftUp(&heap)
-            } else if candidate < heap[0] {
-                heap[0] = candidate
-                siftDown(&heap)
+            if sum >= wanted {
+                kept.cut(to: index + 1)
+                break
             }
         }
-        return heap
+        return kept
     }
 
-    private func siftUp(_ heap: inout [Candidate]) {
-        var child = heap.count - 1
-        while child > 0, heap[(child - 1) / 2] < heap[child] {
-            heap.swapAt(child, (child - 1) / 2)
-            child = (child - 1) / 2
-        }
-    }
-
-    private func siftDown(_ heap: inout [Candidate]) {
-        var parent = 0
-        while true {
-            var worst = parent
-            for child in [2 * parent + 1, 2 * parent + 2] where child < heap.count && heap[worst] < heap[child] {
-                worst = child
-            }
-            if worst == parent { return }
-            heap.swapAt(parent, worst)
-            parent = worst
-        }
+    private static func total(_ kept: CandidateList) -> Double {
+        kept.elements.reduce(0.0) { $0 + Double($1.weight) }
     }
 
     private func drop(_ weights: UnsafeMutableBufferPointer<Float>, where isDropped: (Float) -> Bool) {
@@ -183,8 +150,12 @@ public struct Sampler: Sendable {
 
     /// Zeroes what lies outside the smallest set of best tokens whose share reaches p, without
     /// sorting them all: weights of equal upper bits form a bin, and only the bin on the border is sorted.
-    private func dropOutsideNucleus(_ weights: UnsafeMutableBufferPointer<Float>, _ p: Float) {
-        var sums = [Double](repeating: 0, count: SamplerLimits.bins)
+    private func dropOutsideNucleus(
+        _ weights: UnsafeMutableBufferPointer<Float>, _ p: Float, _ memory: SamplerMemory
+    ) {
+        let sums = UnsafeMutableBufferPointer(
+            start: memory.bins.reserve(SamplerLimits.bins), count: SamplerLimits.bins)
+        sums.initialize(repeating: 0)
         var total = 0.0
         for weight in weights {
             sums[SamplerLimits.bin(weight)] += Double(weight)
@@ -197,14 +168,15 @@ public struct Sampler: Sendable {
             above += sums[border]
             border -= 1
         }
-        var onBorder: [Candidate] = []
+        var onBorder = memory.list(weights.count)
         for index in weights.indices where SamplerLimits.bin(weights[index]) <= border {
             if SamplerLimits.bin(weights[index]) == border {
                 onBorder.append(Candidate(token: index, weight: weights[index]))
             }
             weights[index] = 0
         }
-        for candidate in onBorder.sorted() {
+        onBorder.sort()
+        for candidate in onBorder.elements {
             weights[candidate.token] = candidate.weight
             above += Double(candidate.weight)
             if above >= wanted { return }
@@ -212,14 +184,14 @@ public struct Sampler: Sendable {
     }
 
     /// The candidate at which the running sum passes `draw` of the whole.
-    private func pick(_ kept: [Candidate], _ draw: Double) -> Int? {
-        let target = draw * kept.reduce(0.0) { $0 + Double($1.weight) }
+    private func pick(_ kept: CandidateList, _ draw: Double) -> Int? {
+        let target = draw * Self.total(kept)
         var sum = 0.0
-        for candidate in kept {
+        for candidate in kept.elements {
             sum += Double(candidate.weight)
             if sum > target { return candidate.token }
         }
-        return kept.last?.token
+        return kept.elements.last?.token
     }
 
     private func pick(_ weights: UnsafeMutableBufferPointer<Float>, _ draw: Double) -> Int? {
@@ -258,12 +230,12 @@ enum SamplerLimits {
 private struct Distribution {
     private var logSum: Float?
     private var top: [TokenLogprob] = []
-    /// Raw logits, which `adjust` would change; empty where no logprob is asked for.
-    private var raw: [Float] = []
+    /// Raw logits, which `adjust` would change; nil where no logprob is asked for.
+    private var raw: UnsafeMutablePointer<Float>?
 
     init(
-        logits: UnsafeMutableBufferPointer<Float>, scratch: UnsafeMutableBufferPointer<Float>, best: Int,
-        _ request: SampleRequest, _ kernels: Kernels
+        logits: UnsafeMutableBufferPointer<Float>, scratch: UnsafeMutableBufferPointer<Float>, memory: SamplerMemory,
+        best: Int, _ request: SampleRequest, _ kernels: Kernels
     ) {
         guard request.parameters.wantsLogprobs, let source = logits.baseAddress, let target = scratch.baseAddress else {
             return
@@ -271,27 +243,19 @@ private struct Distribution {
         let sum = kernels.table.pointee.exp_shifted(target, source, logits[best], 1, logits.count)
         let logSum = logits[best] + log(sum)
         self.logSum = logSum
-        raw = Array(logits)
+        let raw = memory.raw.reserve(logits.count)
+        raw.update(from: source, count: logits.count)
+        self.raw = raw
         let count = min(request.parameters.topLogprobs, SamplingLimits.topLogprobsMax, logits.count)
-        top = Self.largest(raw, count).map {
-            TokenLogprob(token: TokenID(UInt32($0)), logprob: raw[$0] - logSum)
-        }
+        guard count > 0 else { return }
+        var largest = memory.list(count)
+        for index in logits.indices { largest.offer(Candidate(token: index, weight: raw[index])) }
+        largest.sort()
+        top = largest.elements.map { TokenLogprob(token: TokenID(UInt32($0.token)), logprob: $0.weight - logSum) }
     }
 
     func describe(_ token: Int) -> SampledToken {
-        SampledToken(token: TokenID(UInt32(token)), logprob: logSum.map { raw[token] - $0 }, top: top)
-    }
-
-    /// Indices of the `count` largest, best first, equals by ascending index: insertion into a short list.
-    private static func largest(_ values: [Float], _ count: Int) -> [Int] {
-        guard count > 0 else { return [] }
-        var best: [Int] = []
-        for index in values.indices {
-            if best.count == count, let worst = best.last, values[index] <= values[worst] { continue }
-            let place = best.firstIndex { values[$0] < values[index] } ?? best.count
-            best.insert(index, at: place)
-            if best.count > count { best.removeLast() }
-        }
-        return best
+        let logprob = logSum.flatMap { sum in raw.map { $0[token] - sum } }
+        return SampledToken(token: TokenID(UInt32(token)), logprob: logprob, top: top)
     }
 }

@@ -19,17 +19,18 @@ extension SchedulingPolicy {
     /// Without `incoming` the memory is needed by a running job: the worst job of the tenant with the
     /// greatest counter goes first. With it, only jobs that the policy would displace for that job:
     /// those of a tenant that is more than theta ahead of its tenant, and worse ones of its own
-    /// tenant where the inner discipline preempts.
+    /// tenant where the inner discipline preempts. `theta` takes the place of the configuration's.
     public func victims(
-        among holdings: [Holding], freeing need: Int, for incoming: JobID?, at now: Instant
+        among holdings: [Holding], freeing need: Int, for incoming: JobID?, theta: Int64? = nil, at now: Instant
     ) -> [JobID] {
+        let theta = theta ?? configuration.theta
         guard need > 0 else { return [] }
         var candidates: [(resident: Resident, units: Int)] = holdings.compactMap { holding in
             slot(of: holding.job).map { (resident($0, at: now), max(holding.units, 0)) }
         }
         if let incoming {
             guard let slot = slot(of: incoming) else { return [] }
-            candidates.removeAll { !mayDisplace($0.resident, for: slot, theta: configuration.theta, at: now) }
+            candidates.removeAll { !mayDisplace($0.resident, for: slot, theta: theta, at: now) }
         }
         candidates.sort { isWorse($0.resident, $1.resident) }
         var chosen: [(resident: Resident, units: Int)] = []
@@ -80,8 +81,7 @@ extension SchedulingPolicy {
         guard configuration.inner.preempts else { return false }
         var (new, old) = (queueRank(newcomer), resident.rank)
         if configuration.inner == .gittins {
-            let step = LengthTable.step(after: Int(newcomer.produced))
-            new.value = new.value.addingClamped(gittins(pool(of: incoming), step: step))
+            new.value = new.value.addingClamped(gittins(of: incoming))
         }
         (new.place, old.place) = (0, 0)
         return new < old

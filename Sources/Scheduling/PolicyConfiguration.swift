@@ -123,6 +123,7 @@ public struct PolicyConfiguration: Hashable, Sendable {
         guard let named = Self.table.first(where: { $0.name == name }) else { return nil }
         discipline = named.discipline
         feedback = named.feedback
+        counting = named.counting
         if feedback == .artifact { promotionAge = .seconds(3) }
         if case .fairShare(let inner) = discipline, inner.preempts {
             // Tenants already bound what a job can wait; a larger budget costs short jobs more than it
@@ -139,28 +140,44 @@ public struct PolicyConfiguration: Hashable, Sendable {
 
     /// The name that `init(named:)` reads.
     public var name: String {
-        let exact = Self.table.first { $0.discipline == discipline && $0.feedback == feedback }
+        let isDominant = counting != .combined
+        let exact = Self.table.first {
+            $0.discipline == discipline && $0.feedback == feedback && ($0.counting != .combined) == isDominant
+        }
         return (exact ?? Self.table.first { $0.discipline == discipline })?.name ?? "custom"
     }
 
-    private static let table: [(name: String, discipline: Discipline, feedback: FeedbackRules)] = [
-        ("fcfs", .pooled(.fcfs), .paper),
-        ("sjf", .pooled(.shortestPredicted), .paper),
-        ("srpt", .pooled(.shortestRemaining), .paper),
-        ("mlfq", .pooled(.skipJoin), .paper),
-        ("mlfq-artifact", .pooled(.skipJoin), .artifact),
-        ("gittins", .pooled(.gittins), .paper),
-        ("rpm", .requestRate(refuses: true), .paper),
-        ("rpm-queue", .requestRate(refuses: false), .paper),
-        ("lcf", .leastCounter, .paper),
-        ("vtc", .virtualCounters(inner: .fcfs, lengths: .perToken), .paper),
-        ("vtc-predict", .virtualCounters(inner: .fcfs, lengths: .predicted), .paper),
-        ("vtc-oracle", .virtualCounters(inner: .fcfs, lengths: .known), .paper),
-        ("vtc-mlfq", .virtualCounters(inner: .skipJoin, lengths: .perToken), .paper),
-        ("fair", .fairShare(inner: .fcfs), .paper),
-        ("fair-mlfq", .fairShare(inner: .skipJoin), .paper),
-        ("fair-gittins", .fairShare(inner: .gittins), .paper),
-        ("fair-srpt", .fairShare(inner: .shortestRemaining), .paper),
+    /// Units of a token of each role under `drf`, near the inverse throughputs of a prefill and a decode
+    /// worker of one machine; better ones come from a profile of one's own.
+    public static let dominantShare = Counting.dominantShare(promptUnits: 1, outputUnits: 4, dovetail: 4000)
+
+    private struct Named {
+        var name: String
+        var discipline: Discipline
+        var feedback = FeedbackRules.paper
+        var counting = Counting.combined
+    }
+
+    private static let table: [Named] = [
+        Named(name: "fcfs", discipline: .pooled(.fcfs)),
+        Named(name: "sjf", discipline: .pooled(.shortestPredicted)),
+        Named(name: "srpt", discipline: .pooled(.shortestRemaining)),
+        Named(name: "mlfq", discipline: .pooled(.skipJoin)),
+        Named(name: "mlfq-artifact", discipline: .pooled(.skipJoin), feedback: .artifact),
+        Named(name: "gittins", discipline: .pooled(.gittins)),
+        Named(name: "rpm", discipline: .requestRate(refuses: true)),
+        Named(name: "rpm-queue", discipline: .requestRate(refuses: false)),
+        Named(name: "lcf", discipline: .leastCounter),
+        Named(name: "vtc", discipline: .virtualCounters(inner: .fcfs, lengths: .perToken)),
+        Named(name: "vtc-predict", discipline: .virtualCounters(inner: .fcfs, lengths: .predicted)),
+        Named(name: "vtc-oracle", discipline: .virtualCounters(inner: .fcfs, lengths: .known)),
+        Named(name: "vtc-mlfq", discipline: .virtualCounters(inner: .skipJoin, lengths: .perToken)),
+        Named(name: "fair", discipline: .fairShare(inner: .fcfs)),
+        Named(name: "fair-mlfq", discipline: .fairShare(inner: .skipJoin)),
+        Named(name: "fair-gittins", discipline: .fairShare(inner: .gittins)),
+        Named(name: "drf", discipline: .fairShare(inner: .fcfs), counting: dominantShare),
+        Named(name: "drf-gittins", discipline: .fairShare(inner: .gittins), counting: dominantShare),
+        Named(name: "fair-srpt", discipline: .fairShare(inner: .shortestRemaining)),
     ]
 
     /// Whether jobs must carry their true output length.

@@ -65,7 +65,7 @@ extension SchedulingPolicy {
         case .shortestPredicted: rank.value = timeLeft(entry, of: entry.predictedOutput)
         case .shortestRemaining: rank.value = timeLeft(entry, of: entry.knownOutput)
         case .gittins:
-            rank.value = gittins(pool(of: slot), step: LengthTable.step(after: Int(entry.produced)))
+            rank.value = gittins(of: slot)
             if entry.state == .running {
                 let bonus = configuration.runningBonus.nanoseconds.multipliedClamped(by: LengthTable.unitsPerToken)
                 rank.value = rank.value.addingClamped(-(bonus / max(entry.tokenTime, 1)))

@@ -78,6 +78,8 @@ struct Entry: Sendable {
     var prepaid: Int32 = 0
     var predictedOutput: Int32
     var knownOutput: Int32
+    /// The most output tokens that it may have; -1 where nobody says.
+    var outputMax: Int32 = -1
     var priority: Int
     /// Place by arrival; never changes.
     var arrival: Int64

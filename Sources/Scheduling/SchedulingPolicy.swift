@@ -187,6 +187,7 @@ public struct SchedulingPolicy: Sendable {
             prefillTime: max(job.predictedPrefill.nanoseconds, 0),
             tokenTime: max((job.predictedToken ?? ScheduledJob.defaultTokenTime).nanoseconds, 1), due: .max,
             waitingSince: now)
+        entry.outputMax = small(job.outputMax)
         if isHinted, job.produced == 0, let due = job.due, due > now { entry.due = due.nanoseconds }
         switch configuration.inner {
         case .skipJoin: entry.level = Int32(configuration.level(covering: job.predictedPrefill))
@@ -305,6 +306,15 @@ public struct SchedulingPolicy: Sendable {
     func gittins(_ pool: Int, step: Int) -> Int64 {
         guard configuration.inner == .gittins else { return 0 }
         return pools[pool].lengths?.rank(ofStep: step) ?? lengths.rank(ofStep: step) ?? 0
+    }
+
+    /// Rank of one job: what is left of its limit is the most that it can still take.
+    func gittins(of slot: Int32) -> Int64 {
+        let entry = entries[Int(slot)]
+        let rank = gittins(pool(of: slot), step: LengthTable.step(after: Int(entry.produced)))
+        guard entry.outputMax >= 0, configuration.inner == .gittins else { return rank }
+        let left = max(Int64(entry.outputMax) - Int64(entry.produced), 1)
+        return min(rank, left.multipliedClamped(by: LengthTable.unitsPerToken))
     }
 
     mutating func refreshOrder(of tenant: Int32) {

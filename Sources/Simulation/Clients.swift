@@ -81,6 +81,7 @@ extension ClusterSimulation {
         note("client", "job \(number): \(request.prompt.count) + \(request.outputTokens) tokens of \(request.tenant)")
         if let span = request.cancelAfter { after(span, .cancellation(number)) }
         resubmit(number)
+        host.add(configuration.profile.hostSecondsPerToken * HostLoad.tokensPerEdge, at: now)
         scheduleArrival()
     }
 
@@ -151,6 +152,7 @@ extension ClusterSimulation {
             mark(job.number, UInt64(token.token.value))
         }
         job.logged = offset + tokens.count
+        host.add(configuration.profile.hostSecondsPerToken * Double(tokens.count), at: now)
         configuration.reservation?.gave(id, tokens: tokens.count)
         books.books[job.request.tenant, default: .init()].outputTokens += Int64(tokens.count)
         if job.firstToken == nil { job.firstToken = now }
@@ -189,6 +191,7 @@ extension ClusterSimulation {
             return fail("job \(outcome.job.low) ended twice")
         }
         endedJobs += 1
+        host.add(configuration.profile.hostSecondsPerToken * HostLoad.tokensPerEdge, at: now)
         paused.remove(outcome.job)
         configuration.reservation?.left(outcome.job)
         mark(job.number, 77)

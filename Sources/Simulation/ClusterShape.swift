@@ -23,6 +23,7 @@ public struct ClusterShape: Sendable {
     /// computed again. Its bandwidth in bytes per second.
     public var swapTokens = 0
     public var swapBytesPerSecond = 12e9
+    public var swapsAhead = true
     /// How often workers tell their free blocks; nil takes the coordinator's default.
     public var heartbeatEvery: TimeSpan?
     /// Under LightLLM's rule of admission, so many tokens are one engine's memory (`PeakReservation`).
@@ -47,6 +48,7 @@ public struct ClusterShape: Sendable {
             coordinator: coordinator, profile: profile, pageBytes: profile.bytesPerToken * blockTokens)
         for index in result.workers.indices where result.workers[index].role != .prefill {
             result.workers[index].swapPages = swapTokens / max(blockTokens, 1)
+            result.workers[index].swapsAhead = swapsAhead
         }
         result.swapBytesPerSecond = swapBytesPerSecond
         result.blockTokens = blockTokens

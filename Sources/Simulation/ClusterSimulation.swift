@@ -62,6 +62,7 @@ public final class ClusterSimulation {
     /// Called after the coordinator has taken a decoding worker's iteration.
     var onIteration: ((ClusterSimulation) -> Void)?
     var books = ChargeBooks()
+    var host = HostLoad()
 
     public init(_ configuration: SimulationConfiguration, requests: @escaping () -> SimulatedRequest?) {
         self.configuration = configuration
@@ -394,21 +395,31 @@ public final class ClusterSimulation {
         if configuration.variesSteps {
             time = TimeSpan(seconds: time.seconds * (0.5 + 1.5 * random.unit()))
         }
-        let variation = batch.isDecoding ? configuration.profile.decodeVariation : configuration.profile.prefillVariation
+        let variation =
+            batch.isDecoding ? configuration.profile.decodeVariation : configuration.profile.prefillVariation
         if !variation.isEmpty {
             time = TimeSpan(seconds: time.seconds * CostProfile.draw(variation, &random))
         }
-        let interference =
-            node.shape.role == .prefill
-            ? configuration.profile.prefillInterference : configuration.profile.decodeInterference
-        if interference > 0 {
-            let others = nodes.reduce(0) { $0 + ($1.isStepping && $1.index != node.index ? 1 : 0) }
-            time = TimeSpan(seconds: time.seconds * (1 + interference * Double(others)))
-        }
+        let slowdown = slowdown(of: node, isDecoding: batch.isDecoding)
+        if slowdown != 1 { time = TimeSpan(seconds: time.seconds * slowdown) }
         node.isStepping = true
         node.busySeconds += time.seconds
         node.steps += 1
         after(time, .stepFinished(node: node.index, life: node.life, batch, time))
+    }
+
+    /// By what an iteration takes longer beside what else the machine does.
+    private func slowdown(of node: SimulatedNode, isDecoding: Bool) -> Double {
+        let profile = configuration.profile
+        let interference = node.shape.role == .prefill ? profile.prefillInterference : profile.decodeInterference
+        var factor = isDecoding ? host.pace(at: now, profile, &random) : 1
+        guard interference > 0 || profile.processors > 0 else { return factor }
+        let others = Double(nodes.reduce(0) { $0 + ($1.isStepping && $1.index != node.index ? 1 : 0) })
+        factor *= 1 + interference * others
+        if profile.processors > 0 {
+            factor *= max(1, (1 + others + host.load(at: now)) / Double(profile.processors))
+        }
+        return factor
     }
 
     private func finishStep(_ node: SimulatedNode, _ batch: StepBatch, _ time: TimeSpan) {

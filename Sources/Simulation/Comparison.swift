@@ -18,6 +18,8 @@ public struct ComparisonRow: Hashable, Sendable {
     public var ours: Double?
     public var tolerance: Tolerance
     public var note: String
+    /// One value per seed, where there were several: `ours` is their mean, and all must hold.
+    public var samples: [Double] = []
 
     public init(
         _ experiment: String, _ measure: String, reference: Double?, ours: Double?, _ tolerance: Tolerance = .none,
@@ -36,13 +38,43 @@ public struct ComparisonRow: Hashable, Sendable {
         guard let reference else { return nil }
         if case .none = tolerance { return nil }
         guard let ours else { return false }
+        return (samples.isEmpty ? [ours] : samples).allSatisfy { isWithin($0, reference) }
+    }
+
+    private func isWithin(_ ours: Double, _ reference: Double) -> Bool {
         switch tolerance {
         case .relative(let share): return abs(ours - reference) <= share * abs(reference)
         case .absolute(let span): return abs(ours - reference) <= span
         case .atMost: return ours <= reference
         case .atLeast: return ours >= reference
-        case .none: return nil
+        case .none: return true
         }
+    }
+
+    /// The same rows of several seeds as one.
+    public static func merged(_ rows: [[ComparisonRow]]) -> [ComparisonRow] {
+        guard rows.count > 1, let first = rows.first else { return rows.first ?? [] }
+        return first.map { row in
+            var row = row
+            let same = rows.compactMap { seed in
+                seed.first { $0.experiment == row.experiment && $0.measure == row.measure }
+            }
+            row.samples = same.compactMap(\.ours)
+            guard row.samples.count == rows.count else {
+                row.ours = nil
+                row.samples = []
+                row.note += (row.note.isEmpty ? "" : "; ") + "not reached with every seed"
+                return row
+            }
+            row.ours = row.samples.reduce(0, +) / Double(row.samples.count)
+            return row
+        }
+    }
+
+    /// From the least to the greatest of the seeds.
+    public var spread: String {
+        guard let least = samples.min(), let most = samples.max() else { return "" }
+        return "\(Decimals.short(least)) to \(Decimals.short(most))"
     }
 
     public var difference: String {
@@ -79,13 +111,15 @@ public struct ComparisonTable: Sendable {
     public var judged: Int { rows.filter { $0.holds != nil }.count }
     public var held: Int { rows.filter { $0.holds == true }.count }
 
-    public static let header = ["EXPERIMENT", "MEASURE", "REFERENCE", "OURS", "DIFFERENCE", "BOUND", "HOLDS", "NOTE"]
+    public static let header = [
+        "EXPERIMENT", "MEASURE", "REFERENCE", "OURS", "SEEDS", "DIFFERENCE", "BOUND", "HOLDS", "NOTE",
+    ]
 
     public var cells: [[String]] {
         rows.map { row in
             [
                 row.experiment, row.measure, row.reference.map(Decimals.short) ?? "-",
-                row.ours.map(Decimals.short) ?? "-", row.difference, row.bound, row.verdict, row.note,
+                row.ours.map(Decimals.short) ?? "-", row.spread, row.difference, row.bound, row.verdict, row.note,
             ]
         }
     }

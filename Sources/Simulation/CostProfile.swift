@@ -39,6 +39,16 @@ public struct CostProfile: Hashable, Sendable {
     /// ratios from the least to the greatest: each iteration draws one. Empty: none varies.
     public var prefillVariation: [Double] = []
     public var decodeVariation: [Double] = []
+    /// Likewise of the machine's pace when it decodes: one draw holds for `paceSpan`.
+    public var paceVariation: [Double] = []
+    /// Where the coefficients are off, measured over fitted, linearly between: by tokens of an iteration's
+    /// prompts, and by jobs that decode.
+    public var prefillShape: [Knot] = []
+    public var decodeShape: [Knot] = []
+    /// Seconds of processor time that a token costs outside of the workers (coordinator, transport,
+    /// client), and the processors that all share; 0: as many as anybody wants.
+    public var hostSecondsPerToken = 0.0
+    public var processors = 0
     /// From the last page to the first decode iteration, beside the pages' own time: one way on a
     /// page link. Nil: as control messages.
     public var pageLatency: TimeSpan?
@@ -72,6 +82,29 @@ public struct CostProfile: Hashable, Sendable {
         self.linkLatency = linkLatency
     }
 
+    public struct Knot: Hashable, Sendable {
+        public var at: Double
+        public var factor: Double
+
+        public init(at: Double, factor: Double) {
+            self.at = at
+            self.factor = factor
+        }
+    }
+
+    public static let paceSpan: TimeSpan = .milliseconds(250)
+
+    /// Between the knots linearly, beyond the outer ones as they are.
+    static func factor(_ knots: [Knot], at place: Double) -> Double {
+        guard let first = knots.first, let last = knots.last else { return 1 }
+        if place <= first.at { return first.factor }
+        for (before, after) in zip(knots, knots.dropFirst()) where place < after.at {
+            let share = (place - before.at) / max(after.at - before.at, 1e-9)
+            return before.factor + share * (after.factor - before.factor)
+        }
+        return last.factor
+    }
+
     /// The work of one iteration.
     public struct Work: Hashable, Sendable {
         public var prefillTokens = 0
@@ -87,13 +120,17 @@ public struct CostProfile: Hashable, Sendable {
     public func time(of work: Work) -> TimeSpan {
         var (base, milliseconds) = (0.0, 0.0)
         if work.prefillTokens > 0 {
-            base = prefill.base
-            milliseconds += prefill.linear * Double(work.prefillTokens) + prefill.other * work.prefillSquares
+            let shape = Self.factor(prefillShape, at: Double(work.prefillTokens))
+            base = prefill.base * shape
+            milliseconds +=
+                (prefill.linear * Double(work.prefillTokens) + prefill.other * work.prefillSquares) * shape
         }
         if work.decodeJobs > 0 {
             let line = work.decodeJobs < largeBatch ? decode : decodeLarge
-            base = sharesIterations ? max(base, line.base) : base + line.base
-            milliseconds += line.linear * Double(work.contextTokens) + line.other * Double(work.decodeJobs)
+            let shape = Self.factor(decodeShape, at: Double(work.decodeJobs))
+            base = sharesIterations ? max(base, line.base * shape) : base + line.base * shape
+            milliseconds +=
+                (line.linear * Double(work.contextTokens) + line.other * Double(work.decodeJobs)) * shape
         }
         return TimeSpan(seconds: (base + milliseconds) * factor / 1000)
     }

@@ -54,16 +54,34 @@ public struct LiveReplay: Sendable {
         return result.count == jobs.count ? result : nil
     }
 
-    /// A session with its experiments as they were.
+    /// A session, each experiment by itself: what took longer than live does not run into the next one.
     public func session(_ session: LiveSession) -> LiveSession? {
-        guard let played = jobs(session.experiments.flatMap(\.jobs)) else { return nil }
-        var (result, next) = (session, 0)
-        for index in result.experiments.indices {
-            let count = result.experiments[index].jobs.count
-            result.experiments[index].jobs = Array(played[next..<next + count])
-            next += count
+        var result = session
+        for (index, experiment) in session.experiments.enumerated() {
+            let played: [LiveJob]?
+            switch experiment.kind {
+            case .single: played = jobs(apart(experiment.jobs))
+            case .together, .traffic: played = jobs(experiment.jobs)
+            case .disturbed: continue
+            case .disturbing:
+                // With the decoding jobs, which come just before.
+                let others = index > 0 ? session.experiments[index - 1].jobs : []
+                guard let both = jobs(others + experiment.jobs) else { return nil }
+                if index > 0 { result.experiments[index - 1].jobs = Array(both.prefix(others.count)) }
+                played = Array(both.dropFirst(others.count))
+            }
+            guard let played else { return nil }
+            result.experiments[index].jobs = played
         }
         return result
+    }
+
+    private func apart(_ jobs: [LiveJob]) -> [LiveJob] {
+        jobs.enumerated().map { index, job in
+            var job = job
+            job.sent = Double(index) * 20_000
+            return job
+        }
     }
 
     private var doorMilliseconds: Double { profile.frontDoorSeconds * 1000 }
@@ -73,6 +91,7 @@ public struct LiveReplay: Sendable {
         func after(_ instant: Instant?) -> Double? { instant.map { ($0 - stamps.received).milliseconds } }
         var job = LiveJob()
         (job.sent, job.inputTokens, job.outputTokens) = (live.sent, live.inputTokens, outcome.usage.outputTokens)
+        (job.placed, job.reserved) = (after(stamps.placed), after(stamps.reserved))
         (job.prefilling, job.transferring) = (after(stamps.prefilling), after(stamps.transferring))
         (job.decoding, job.secondToken) = (after(stamps.decoding), after(stamps.secondToken))
         job.firstToken = after(stamps.firstToken) ?? 0

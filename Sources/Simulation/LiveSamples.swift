@@ -25,6 +25,8 @@ public struct LiveJob: Hashable, Sendable {
     public var sent = 0.0
     public var inputTokens = 0
     public var outputTokens = 0
+    public var placed: Double?
+    public var reserved: Double?
     /// Nil where the first token overtook the word that the prompt had begun.
     public var prefilling: Double?
     public var firstToken = 0.0

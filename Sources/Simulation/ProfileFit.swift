@@ -8,12 +8,12 @@ public struct ProfileFit {
     public let session: LiveSession
     /// How the coefficients came about, for people.
     public static let method = [
-        "prefill: single jobs of several lengths, from the stamp prefilling to first_token; least relative squares of base per chunk, tokens, tokens squared",
-        "decode: 1 to the batch limit jobs at once, mean gap after the second token; least relative squares of base, context and jobs that shared the iterations",
-        "links: stamps received to prefilling are four messages one way; first to second token the pages",
-        "interference: jobs decode while prompts come one after the other, and a stretch of Poisson traffic",
-        "variation: quantiles of measured over fitted, of prompts and of single iterations",
-        "then every coefficient moved until the session, played through the simulator, gives the same statistics",
+        "messages: half of the stamps placed to reserved; pages: transferring to decoding against bytes",
+        "prefill: single jobs of several lengths, time to the first token; least relative squares, then a factor per length",
+        "decode: 1 to the batch limit jobs at once, mean gap after the second token; least relative squares, then a factor per batch",
+        "interference: jobs decode while prompts come one after the other; host time per token: from Poisson traffic",
+        "then each moved until the session, played through the simulator, gives the same statistics",
+        "variation: quantiles of live over simulated, of single prompts, of iterations and of batches",
     ]
 
     public init(_ session: LiveSession) { self.session = session }
@@ -25,70 +25,58 @@ public struct ProfileFit {
 
     /// One number per coefficient, each moved by its coefficient more than by the others.
     struct Statistics: Hashable {
-        var beforePrefill = 0.0
-        var prefill = [0.0, 0.0, 0.0]
-        var handOver = [0.0, 0.0]
-        var decode = [0.0, 0.0, 0.0]
-        /// Mean duration of prompts that were computed beside decoding jobs, and gap of those.
+        /// One message, one way.
+        var message = 0.0
+        /// Time to the first token by prompt tokens, and to the second from there.
+        var firstToken: [Int: Double] = [:]
+        var handOver = 0.0
+        /// Mean gap and jobs in an iteration, by jobs sent at once.
+        var gaps: [Int: Double] = [:]
+        var overlap: [Int: Double] = [:]
+        /// Of prompts that were computed beside decoding jobs, and of those.
         var disturbedPrompt = 0.0
         var disturbedGap = 0.0
-        /// Of traffic: prompts from their stamp to the first token, and gaps.
-        var trafficPrompt = 0.0
+        var trafficFirst = 0.0
         var trafficGap = 0.0
     }
 
     func statistics(_ session: LiveSession) -> Statistics? {
         var result = Statistics()
-        let singles = session.jobs(.single).filter { $0.prefilling != nil }
+        let singles = session.jobs(.single)
         guard !singles.isEmpty else { return nil }
-        result.beforePrefill = Self.mean(singles.compactMap(\.prefilling))
-        let (prefillX, prefillY) = prefillRows(singles)
-        guard let prefill = LeastSquares.relative(prefillX, prefillY) else { return nil }
-        result.prefill = prefill
-        result.handOver = handOver(singles)
-        let (decodeX, decodeY) = decodeRows(session)
-        guard let decode = LeastSquares.relative(decodeX, decodeY) else { return nil }
-        result.decode = decode
+        result.message = messageTime(singles)
+        result.firstToken = Dictionary(grouping: singles, by: \.inputTokens).mapValues {
+            Self.middle($0.map(\.firstToken))
+        }
+        result.handOver = Self.middle(singles.compactMap { job in job.secondToken.map { $0 - job.firstToken } })
+        for (count, rows) in Dictionary(grouping: together(session), by: \.count) {
+            result.gaps[count] = Self.middle(rows.map(\.gap))
+            result.overlap[count] = Self.middle(rows.map(\.jobs))
+        }
+        guard result.gaps.count > 1 else { return nil }
         result.disturbedGap = Self.mean(session.jobs(.disturbed).compactMap(\.gap))
-        result.disturbedPrompt = Self.mean(promptTimes(session.jobs(.disturbing)))
-        result.trafficGap = Self.mean(session.jobs(.traffic).filter { $0.outputTokens > 8 }.compactMap(\.gap))
-        result.trafficPrompt = Self.mean(promptTimes(session.jobs(.traffic)))
+        result.disturbedPrompt = Self.mean(session.jobs(.disturbing).map(\.firstToken))
+        let traffic = session.jobs(.traffic)
+        result.trafficGap = Self.mean(traffic.filter { $0.outputTokens > 8 }.compactMap(\.gap))
+        result.trafficFirst = Self.mean(traffic.map(\.firstToken))
         return result
     }
 
-    private func promptTimes(_ jobs: [LiveJob]) -> [Double] {
-        jobs.compactMap { job in job.promptTime.map { $0.upperBound - $0.lowerBound } }
+    /// Two messages lie between the stamps placed and reserved; a mixed worker has only the way to it.
+    private func messageTime(_ singles: [LiveJob]) -> Double {
+        let pairs = singles.compactMap { job in job.placed.flatMap { from in job.reserved.map { ($0 - from) / 2 } } }
+        let ways = pairs.isEmpty ? singles.compactMap { $0.prefilling.map { $0 / messagesBeforePrefill } } : pairs
+        let sorted = ways.sorted()
+        return sorted.isEmpty ? 0.05 : max(sorted[sorted.count / 2], 0.001)
     }
 
-    /// One row per length, over its rounds.
-    private func prefillRows(_ singles: [LiveJob]) -> ([[Double]], [Double]) {
-        let byLength = Dictionary(grouping: singles, by: \.inputTokens).sorted { $0.key < $1.key }
-        let rows = byLength.map { length, _ -> [Double] in
-            let n = Double(length)
-            return [(n / Double(chunk)).rounded(.up), n, n * n]
-        }
-        return (rows, byLength.map { Self.mean($0.value.map { max($0.firstToken - ($0.prefilling ?? 0), 0.001) }) })
-    }
-
-    /// From the first token to the second, against the bytes that moved between: milliseconds, and per byte.
-    private func handOver(_ singles: [LiveJob]) -> [Double] {
-        let moved = singles.compactMap { job -> (Int, Double)? in
-            guard job.kvBytes > 0, let second = job.secondToken, second > job.firstToken else { return nil }
-            return (job.kvBytes, second - job.firstToken)
-        }
-        let byBytes = Dictionary(grouping: moved, by: \.0).sorted { $0.key < $1.key }
-        let rows = byBytes.map { [1, Double($0.key)] }
-        return LeastSquares.relative(rows, byBytes.map { Self.mean($0.value.map(\.1)) }) ?? [0, 0]
-    }
-
-    /// One row per experiment, so that a large batch does not weigh more than a small one.
-    private func decodeRows(_ session: LiveSession) -> ([[Double]], [Double]) {
+    /// One row per experiment: jobs that were sent at once, mean gap, and how many shared an iteration.
+    private func together(_ session: LiveSession) -> [(count: Int, gap: Double, jobs: Double, context: Double)] {
         func overlap(_ a: ClosedRange<Double>, _ b: ClosedRange<Double>?) -> Double {
             guard let b else { return 0 }
             return max(min(a.upperBound, b.upperBound) - max(a.lowerBound, b.lowerBound), 0)
         }
-        var (rows, gaps): ([[Double]], [Double]) = ([], [])
-        for experiment in session.experiments where experiment.kind == .together {
+        return session.experiments.filter { $0.kind == .together }.compactMap { experiment in
             var found: [(gap: Double, jobs: Double, context: Double)] = []
             for job in experiment.jobs {
                 guard let gap = job.gap, let time = job.decodingTime else { continue }
@@ -99,30 +87,30 @@ public struct ProfileFit {
                 }
                 found.append((gap, shares.reduce(0) { $0 + $1.0 }, context))
             }
-            guard !found.isEmpty else { continue }
-            func mean(_ value: ((gap: Double, jobs: Double, context: Double)) -> Double) -> Double {
-                found.reduce(0) { $0 + value($1) } / Double(found.count)
-            }
-            rows.append([1, mean(\.context), mean(\.jobs)])
-            gaps.append(mean(\.gap))
+            guard !found.isEmpty else { return nil }
+            return (
+                experiment.jobs.count, Self.mean(found.map(\.gap)), Self.mean(found.map(\.jobs)),
+                Self.mean(found.map(\.context))
+            )
         }
-        return (rows, gaps)
     }
 
     // MARK: The fit
 
     /// Nil where the measurements do not determine a model.
-    public func profile(name: String, rounds: Int = 8, progress: (String) -> Void = { _ in }) -> CostProfile? {
+    public func profile(
+        name: String, processors: Int, rounds: Int = 10, progress: (String) -> Void = { _ in }
+    ) -> CostProfile? {
         guard let live = statistics(session), var profile = direct(name, live) else { return nil }
+        profile.processors = processors
         for round in 0..<rounds {
             guard let played = LiveReplay(cluster: cluster, profile: profile).session(session),
                 let simulated = statistics(played)
             else { return nil }
             progress("round \(round + 1): \(Self.difference(simulated, live))")
+            guard round + 1 < rounds else { return varied(profile, played) }
             move(&profile, from: simulated, to: live)
         }
-        profile.prefillVariation = variation(prompts(profile))
-        profile.decodeVariation = variation(iterations())
         return profile
     }
 
@@ -130,36 +118,62 @@ public struct ProfileFit {
         func percent(_ name: String, _ a: Double, _ b: Double) -> String {
             b > 0 ? "\(name) \(Decimals.fixed((a / b - 1) * 100, 1)) %" : "\(name) -"
         }
+        func worst(_ name: String, _ a: [Int: Double], _ b: [Int: Double]) -> String {
+            let errors = b.compactMap { key, value in a[key].map { abs($0 / max(value, 1e-9) - 1) } }
+            return "\(name) within \(Decimals.fixed((errors.max() ?? 0) * 100, 1)) %"
+        }
         return [
-            percent("before prefill", simulated.beforePrefill, live.beforePrefill),
-            percent("prefill base", simulated.prefill[0], live.prefill[0]),
-            percent("per token", simulated.prefill[1], live.prefill[1]),
-            percent("hand-over", simulated.handOver[0], live.handOver[0]),
-            percent("decode base", simulated.decode[0], live.decode[0]),
-            percent("per job", simulated.decode[2], live.decode[2]),
+            percent("message", simulated.message, live.message),
+            worst("prompts alone", simulated.firstToken, live.firstToken),
+            percent("hand-over", simulated.handOver, live.handOver),
+            worst("gaps of batches", simulated.gaps, live.gaps),
             percent("disturbed prompt", simulated.disturbedPrompt, live.disturbedPrompt),
-            percent("gap", simulated.disturbedGap, live.disturbedGap),
-            percent("traffic prompt", simulated.trafficPrompt, live.trafficPrompt),
+            percent("disturbed gap", simulated.disturbedGap, live.disturbedGap),
+            percent("traffic: first token", simulated.trafficFirst, live.trafficFirst),
             percent("gap", simulated.trafficGap, live.trafficGap),
         ].joined(separator: ", ")
     }
 
     private func direct(_ name: String, _ live: Statistics) -> CostProfile? {
+        let before = messagesBeforePrefill * live.message
+        let lengths = live.firstToken.sorted { $0.key < $1.key }
+        let prefill = LeastSquares.relative(
+            lengths.map { length, _ in
+                let n = Double(length)
+                return [(n / Double(chunk)).rounded(.up), n, n * n]
+            }, lengths.map { max($0.value - before, 0.01) })
+        let rows = together(session)
+        let decode = LeastSquares.relative(rows.map { [1, $0.context, $0.jobs] }, rows.map(\.gap))
+        guard let prefill, let decode else { return nil }
         let pageBytes = max(cluster.pageBytes, cluster.blockTokens)
-        let messages = max(live.beforePrefill / messagesBeforePrefill, 0.001)
         var profile = CostProfile(
-            name: name, prefill: .init(live.prefill[0], live.prefill[1], live.prefill[2]),
-            decode: .init(live.decode[0], live.decode[1], live.decode[2]),
+            name: name, prefill: .init(prefill[0], prefill[1], prefill[2]),
+            decode: .init(decode[0], decode[1], decode[2]),
             bytesPerToken: max(pageBytes / max(cluster.blockTokens, 1), 1),
             poolTokens: max(cluster.blocks * cluster.blockTokens, 1), batchJobsMax: cluster.batchJobs,
-            stepTokensMax: cluster.stepTokens,
-            linkBytesPerSecond: live.handOver[1] > 0 ? 1000 / live.handOver[1] : 25e9,
-            linkLatency: TimeSpan(seconds: messages / 1000))
+            stepTokensMax: cluster.stepTokens, linkBytesPerSecond: pageBytesPerSecond,
+            linkLatency: TimeSpan(seconds: live.message / 1000))
         profile.chunkTokensMax = chunk
-        profile.pageLatency = TimeSpan(seconds: messages / 1000)
+        profile.pageLatency = TimeSpan(seconds: live.message / 1000)
+        profile.hostSecondsPerToken = 50e-6
+        profile.prefillShape = lengths.filter { $0.key <= chunk }.map { .init(at: Double($0.key), factor: 1) }
+        profile.decodeShape = live.overlap.sorted { $0.key < $1.key }.map { .init(at: $0.value, factor: 1) }
         let singles = session.jobs(.single)
         profile.frontDoorSeconds = max(Self.mean(singles.map { $0.clientFirstToken - $0.firstToken }), 0) / 1000
         return profile
+    }
+
+    /// From the stamps transferring to decoding, against the bytes that moved.
+    private var pageBytesPerSecond: Double {
+        let moved = session.jobs(.single).compactMap { job -> (Int, Double)? in
+            guard job.kvBytes > 0, let from = job.transferring, let to = job.decoding, to > from else { return nil }
+            return (job.kvBytes, to - from)
+        }
+        let byBytes = Dictionary(grouping: moved, by: \.0).sorted { $0.key < $1.key }
+        let line = LeastSquares.relative(
+            byBytes.map { [1, Double($0.key)] }, byBytes.map { Self.mean($0.value.map(\.1)) })
+        guard let line, line[1] > 0 else { return 25e9 }
+        return 1000 / line[1]
     }
 
     /// Messages one way between a job's arrival and the stamp prefilling.
@@ -167,69 +181,81 @@ public struct ProfileFit {
 
     /// Each coefficient by what its statistic lacks.
     private func move(_ profile: inout CostProfile, from simulated: Statistics, to live: Statistics) {
-        func moved(_ value: Double, _ a: Double, _ b: Double, _ share: Double = 1) -> Double {
-            max(value + share * (b - a), 0)
+        let latency = profile.linkLatency.seconds * 1000 + live.message - simulated.message
+        profile.linkLatency = TimeSpan(seconds: max(latency, 0.001) / 1000)
+        let page = (profile.pageLatency?.seconds ?? 0) * 1000 + 0.4 * (live.handOver - simulated.handOver)
+        profile.pageLatency = TimeSpan(seconds: max(page, 0.001) / 1000)
+        let before = messagesBeforePrefill * live.message
+        for index in profile.prefillShape.indices {
+            let length = Int(profile.prefillShape[index].at)
+            guard let a = simulated.firstToken[length], let b = live.firstToken[length] else { continue }
+            Self.scale(&profile.prefillShape[index].factor, by: max(b - before, 0.05) / max(a - before, 0.05))
         }
-        let latency = profile.linkLatency.seconds * 1000
-        profile.linkLatency = TimeSpan(
-            seconds: max(
-                moved(latency, simulated.beforePrefill / messagesBeforePrefill, live.beforePrefill / messagesBeforePrefill),
-                0.001) / 1000)
-        profile.prefill = .init(
-            moved(profile.prefill.base, simulated.prefill[0], live.prefill[0]),
-            moved(profile.prefill.linear, simulated.prefill[1], live.prefill[1]),
-            moved(profile.prefill.other, simulated.prefill[2], live.prefill[2]))
-        let page = (profile.pageLatency?.seconds ?? 0) * 1000
-        profile.pageLatency = TimeSpan(
-            seconds: max(moved(page, simulated.handOver[0], live.handOver[0], 0.4), 0.001) / 1000)
-        let perByte = moved(
-            1000 / max(profile.linkBytesPerSecond, 1), simulated.handOver[1], live.handOver[1], 0.7)
-        profile.linkBytesPerSecond = perByte > 1e-9 ? 1000 / perByte : 1e12
-        profile.decode = .init(
-            moved(profile.decode.base, simulated.decode[0], live.decode[0]),
-            moved(profile.decode.linear, simulated.decode[1], live.decode[1]),
-            moved(profile.decode.other, simulated.decode[2], live.decode[2]))
-        profile.decodeLarge = profile.decode
+        // Prompts of several chunks: what only they have is the attention to the chunks before.
+        let long = live.firstToken.filter { $0.key > chunk }.compactMap { length, b in
+            simulated.firstToken[length].map { max(b - before, 0.05) / max($0 - before, 0.05) }
+        }
+        if !long.isEmpty {
+            profile.prefill.other = max(profile.prefill.other, 1e-7)
+            Self.scale(&profile.prefill.other, by: 1 + 3 * (Self.mean(long) - 1), within: 1e-8...1)
+        }
+        for (index, count) in live.overlap.keys.sorted().enumerated() where index < profile.decodeShape.count {
+            guard let a = simulated.gaps[count], let b = live.gaps[count], a > 0 else { continue }
+            Self.scale(&profile.decodeShape[index].factor, by: b / a)
+        }
         guard cluster.mixed == 0 else { return }
-        /// Traffic says more than jobs of one kind, where there was any.
-        let hasTraffic = live.trafficGap > 0 && live.trafficPrompt > 0
-        let prompt = hasTraffic ? (simulated.trafficPrompt, live.trafficPrompt) : (simulated.disturbedPrompt, live.disturbedPrompt)
-        let gap = hasTraffic ? (simulated.trafficGap, live.trafficGap) : (simulated.disturbedGap, live.disturbedGap)
-        if prompt.0 > 0 {
-            profile.prefillInterference = min(moved(profile.prefillInterference, 1, prompt.1 / prompt.0, 0.7), 4)
+        func moved(_ value: Double, _ a: Double, _ b: Double) -> Double {
+            a > 0 && b > 0 ? min(max(value + 0.6 * (b / a - 1), 0), 4) : value
         }
-        if gap.0 > 0 { profile.decodeInterference = min(moved(profile.decodeInterference, 1, gap.1 / gap.0, 0.7), 4) }
+        profile.prefillInterference = moved(
+            profile.prefillInterference, simulated.disturbedPrompt, live.disturbedPrompt)
+        profile.decodeInterference = moved(profile.decodeInterference, simulated.disturbedGap, live.disturbedGap)
+        if simulated.trafficGap > 0, live.trafficGap > 0 {
+            let step = 60e-6 * (live.trafficGap / simulated.trafficGap - 1)
+            profile.hostSecondsPerToken = min(max(profile.hostSecondsPerToken + step, 0), 300e-6)
+        }
+    }
+
+    private static func scale(_ value: inout Double, by factor: Double, within range: ClosedRange<Double> = 0.1...10) {
+        let moved = value * min(max(1 + 0.8 * (factor - 1), 0.6), 1.6)
+        value = min(max(moved, range.lowerBound), range.upperBound)
     }
 
     // MARK: Variation
 
-    /// Measured over fitted, of single prompts.
-    private func prompts(_ profile: CostProfile) -> [Double] {
-        let singles = session.jobs(.single).filter { $0.prefilling != nil }
-        return Dictionary(grouping: singles, by: \.inputTokens).sorted { $0.key < $1.key }.flatMap { _, jobs -> [Double] in
-            let times = jobs.map { $0.firstToken - ($0.prefilling ?? 0) }
-            let mean = Self.mean(times)
-            return mean > 0 ? times.map { $0 / mean } : []
-        }
+    /// What is left between live and simulated jobs is the machine's.
+    private func varied(_ fitted: CostProfile, _ played: LiveSession) -> CostProfile {
+        var profile = fitted
+        let before = messagesBeforePrefill * (fitted.linkLatency.seconds * 1000)
+        profile.prefillVariation = variation(
+            zip(session.jobs(.single), played.jobs(.single)).filter { $0.0.inputTokens >= 32 }.map { live, simulated in
+                max(live.firstToken - before, 0.01) / max(simulated.firstToken - before, 0.01)
+            })
+        profile.decodeVariation = variation(iterations())
+        profile.paceVariation = variation(
+            zip(together(session), together(played)).map { $0.gap / max($1.gap, 1e-9) })
+        return profile
     }
 
-    /// Gaps between tokens at the client, over their job's mean gap, of jobs that decoded alone or few
-    /// at once. What delays one token on its way and not the next is in two gaps, and no part of an
-    /// iteration: half of the gaps' spread is taken to be that, which `steadied` removes.
+    /// Means of four gaps between tokens at the client, over their job's mean gap, of jobs that decoded
+    /// alone. What delays one token on its way makes one gap longer and the next shorter, which the
+    /// means take out.
     private func iterations() -> [Double] {
         var ratios: [Double] = []
-        for experiment in session.experiments where experiment.kind == .together && experiment.jobs.count <= 4 {
+        for experiment in session.experiments where experiment.kind == .together && experiment.jobs.count == 1 {
             for job in experiment.jobs {
-                let times = job.clientTokens.dropFirst(2)
-                let gaps = zip(times.dropFirst(), times).map { $0 - $1 }
-                let mean = gaps.isEmpty ? 0 : gaps.reduce(0, +) / Double(gaps.count)
-                if mean > 0 { ratios += gaps.map { $0 / mean } }
+                let times = Array(job.clientTokens.dropFirst(2))
+                guard times.count > 8, let first = times.first, let last = times.last else { continue }
+                let mean = (last - first) / Double(times.count - 1)
+                for index in stride(from: 0, to: times.count - 4, by: 4) where mean > 0 {
+                    ratios.append((times[index + 4] - times[index]) / 4 / mean)
+                }
             }
         }
         return ratios
     }
 
-    static let quantiles = 33
+    static let quantiles = 17
 
     /// Quantiles of a sample, equally far apart from its least to its greatest, with mean 1; empty for none.
     func variation(_ sample: [Double]) -> [Double] {
@@ -240,6 +266,12 @@ public struct ProfileFit {
         }
         let mean = zip(values, values.dropFirst()).reduce(0) { $0 + ($1.0 + $1.1) / 2 } / Double(values.count - 1)
         return mean > 0 ? values.map { $0 / mean } : []
+    }
+
+    /// Mean of the middle half: a machine that did something else for a while says nothing.
+    static func middle(_ values: [Double]) -> Double {
+        let sorted = values.sorted()
+        return mean(Array(sorted.dropFirst(sorted.count / 4).dropLast(sorted.count / 4)))
     }
 
     static func mean(_ values: [Double]) -> Double {

@@ -128,6 +128,7 @@ final class SimulatedNode {
         result.orphanGrace = simulation.orphanGrace
         result.bufferedTokensMax = simulation.bufferedTokensMax
         result.swapPages = shape.swapPages
+        result.swapsAhead = shape.swapsAhead
         result.reservesWholeJobs = shape.reservesWholeJobs
         result.tick = simulation.tick
         return result

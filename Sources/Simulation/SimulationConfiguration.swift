@@ -12,6 +12,8 @@ public struct SimulatedWorker: Hashable, Sendable {
     public var jobsMax: Int
     /// Pages of a decoding worker's host tier; 0: none.
     public var swapPages = 0
+    /// Whether pages go there and come back before it is needed.
+    public var swapsAhead = true
     public var reservesWholeJobs = false
 
     public init(

@@ -78,8 +78,9 @@ public struct TwoRoles {
     private var workload: Workload {
         var workload = Workload()
         let jobs = Int(to * 8)
+        var random = SimulationRandom(seed: Hashing.mix(seed ^ 0x726f_6c65))
         workload.trace = (0..<jobs).flatMap { index in
-            let time = Double(index) / 20
+            let time = Double(index) / 20 + 0.05 * random.unit()
             return [
                 TraceEntry(
                     arrivalSeconds: time, tenant: "long", inputTokens: Self.long.input, outputTokens: Self.long.output),

@@ -73,9 +73,17 @@ struct ClusterFlags: ParsableArguments {
 
     @Option(
         help: """
-            Milliseconds of waiting for a prefill worker past which a prompt is prefilled where it decodes; 0: never.
+            Milliseconds of waiting for a prefill worker past which a prompt is prefilled where it decodes, if that is \
+            sooner; 0: never (default: 200, or 0 with --local-prefill-tokens 0).
             """)
     var reliefWaitMs: Int?
+
+    @Option(
+        help: """
+            Percent of a step that only decodes, which one with prompt beside decoding jobs should take at most on \
+            decode workers; 0: no limit.
+            """)
+    var stepStretchPercent: Int?
 
     @Option(help: "Milliseconds that a step with prompt beside decoding jobs should take at most; 0: no limit.")
     var stepLimitMs: Int?
@@ -114,6 +122,8 @@ struct ClusterFlags: ParsableArguments {
         let port = try resolver.integer("port", flag: port, standard: 8000, in: 0...65535)
         let threads = try resolver.integer("threads", flag: threads, standard: 0, in: 0...1024)
         let workers = max(1, counts.prefill + counts.decode + counts.mixed)
+        let localPrefill = try resolver.integer(
+            "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20))
         let shared = max(1, ProcessInfo.processInfo.activeProcessorCount / workers)
         return ClusterPlan(
             programs: try Self.programsFolder(),
@@ -137,11 +147,13 @@ struct ClusterFlags: ParsableArguments {
             threadsPerWorker: threads == 0 ? shared : threads,
             batchJobsMax: try resolver.integer("batch-jobs", flag: batchJobs, standard: 32, in: 1...1024),
             swapBytes: try resolver.integer("swap-bytes", flag: swapBytes, standard: 0, in: 0...(1 << 44)),
-            localPrefillTokens: try resolver.integer(
-                "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20)),
+            localPrefillTokens: localPrefill,
             prefillWindow: try resolver.integer("prefill-window", flag: prefillWindow, standard: 2, in: 1...1024),
-            reliefWaitMs: try resolver.integer("relief-wait-ms", flag: reliefWaitMs, standard: 0, in: 0...600_000),
+            reliefWaitMs: try resolver.integer(
+                "relief-wait-ms", flag: reliefWaitMs, standard: localPrefill == 0 ? 0 : 200, in: 0...600_000),
             stepLimitMs: try resolver.integer("step-limit-ms", flag: stepLimitMs, standard: 0, in: 0...60_000),
+            stepStretchPercent: try resolver.integer(
+                "step-stretch-percent", flag: stepStretchPercent, standard: 300, in: 0...100_000),
             apiKeysFile: resolver.optionalText("api-keys", flag: apiKeys),
             tenants: resolver.optionalText("tenants", flag: tenants),
             tlsCertificate: resolver.optionalText("tls-certificate", flag: tlsCertificate),

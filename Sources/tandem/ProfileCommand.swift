@@ -148,6 +148,7 @@ struct LiveLoad: Sendable {
         result.sent = (start - Self.origin).seconds * 1000
         result.inputTokens = input
         result.outputTokens = job["usage"]?["completion_tokens"]?.intValue ?? output
+        (result.placed, result.reserved) = (stamps["placed"]?.doubleValue, stamps["reserved"]?.doubleValue)
         result.prefilling = stamps["prefilling"]?.doubleValue
         result.firstToken = firstToken
         result.transferring = stamps["transferring"]?.doubleValue

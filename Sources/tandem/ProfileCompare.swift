@@ -7,18 +7,21 @@ import Simulation
 // MARK: - Live and simulated, side by side
 
 extension ProfileCommand {
-    func runComparison(_ load: LiveLoad, _ cluster: LiveCluster, _ profile: CostProfile) async throws {
+    func runComparison(_ client: LiveLoad, _ cluster: LiveCluster, _ profile: CostProfile) async throws {
         Terminal.complain("warming up")
-        _ = try await load.together(4, input: 32, output: 16, index: -1000)
+        _ = try await client.together(4, input: 32, output: 16, index: -1000)
         var comparison = LiveComparison()
         var session = LiveSession(cluster: cluster)
-        for (label, rate) in try rates(cluster, profile) {
+        for (number, load) in try rates(cluster, profile).enumerated() {
+            let (label, rate) = load
+            let first = 1_000_000 * (number + 1)
             for number in 0..<seeds {
                 var command = self
                 (command.seed, command.rate) = (seed &+ UInt64(number), rate)
                 let trace = command.drawTrace()
-                Terminal.complain("\(label), seed \(command.seed): \(trace.count) requests at \(Decimals.short(rate))/s")
-                let live = try await command.play(load, trace, from: 1_000_000 + 10_000 * number)
+                Terminal.complain(
+                    "\(label), seed \(command.seed): \(trace.count) requests at \(Decimals.short(rate))/s")
+                let live = try await command.play(client, trace, from: first + 10_000 * number)
                 session.experiments.append(.init(kind: .traffic, jobs: live))
                 var replay = LiveReplay(cluster: cluster, profile: profile)
                 (replay.seed, replay.localPrefill) = (command.seed, localPrefill)
@@ -42,7 +45,9 @@ extension ProfileCommand {
         guard let loads else { return [("\(Decimals.short(rate))/s", rate)] }
         let most = LiveReplay(cluster: cluster, profile: profile).capacity(
             input: meanTokens(input), output: meanTokens(output))
-        return try Self.shares(loads).map { ("\(Decimals.short($0 * 100)) % (\(Decimals.short($0 * most))/s)", $0 * most) }
+        return try Self.shares(loads).map {
+            ("\(Decimals.short($0 * 100)) % (\(Decimals.short($0 * most))/s)", $0 * most)
+        }
     }
 
     /// Mean of a distribution of lengths, as this command draws them.

@@ -17,7 +17,11 @@ extension ProfileCommand {
 
     func write(_ fit: ProfileFit, to path: String) throws {
         let name = "fitted-" + fit.session.cluster.name.replacingOccurrences(of: ", ", with: "-")
-        guard let profile = fit.profile(name: name, progress: { Terminal.complain($0) }) else {
+        guard
+            let profile = fit.profile(
+                name: name, processors: ProcessInfo.processInfo.activeProcessorCount,
+                progress: { Terminal.complain($0) })
+        else {
             throw CLIError("the measurements do not determine a model")
         }
         Terminal.say(Self.text(profile, fit.session))
@@ -52,8 +56,10 @@ extension ProfileCommand {
             + "\(Decimals.fixed((profile.pageLatency?.seconds ?? 0) * 1000, 3)) ms, interference "
             + "\(Decimals.fixed(profile.prefillInterference, 3)) and \(Decimals.fixed(profile.decodeInterference, 3)), "
             + "front door \(Decimals.fixed(profile.frontDoorSeconds * 1000, 3)) ms\n"
+            + "host \(Decimals.fixed(profile.hostSecondsPerToken * 1e6, 1)) us per token on \(profile.processors) processors\n"
             + "an iteration over its fit, least / median / greatest: prefill \(spread(profile.prefillVariation)), "
-            + "decode \(spread(profile.decodeVariation))"
+            + "decode \(spread(profile.decodeVariation)), "
+            + "pace \(spread(profile.paceVariation))"
     }
 }
 
@@ -109,14 +115,24 @@ struct Measuring {
         min(max(Int(milliseconds / (gap * (1 + 0.2 * Double(jobs - 1)))), 12), max(limit, 12))
     }
 
+    /// Long enough that all of them decode at once for most of the time, though their prompts of so
+    /// many tokens are computed one after the other.
+    private func output(_ count: Int, beside prompt: Int, max limit: Int) -> Int {
+        let prompts = Double(count * prompt) * perPromptToken
+        return min(max(output(800, jobs: count, max: limit), Int(1.5 * prompts / gap)), limit)
+    }
+
     /// Jobs at once, prompt and output tokens.
     private var decodeLoads: [(Int, Int, Int)] {
         let most = command.batchJobs
         let long = min(context / 2, 1024, max(Int(1500 / perPromptToken / 4), 32))
         return [1, 2, 4, 8, 16, most].filter { $0 <= most }.flatMap { count in
             [
-                (count, 16, output(800, jobs: count, max: min(256, context / 2))),
-                (count, count > 4 ? max(long / 4, 16) : long, output(800, jobs: count, max: min(256, context * 3 / 8))),
+                (count, 16, output(count, beside: 16, max: min(256, context / 2))),
+                (
+                    count, count > 4 ? max(long / 4, 16) : long,
+                    output(count, beside: count > 4 ? max(long / 4, 16) : long, max: min(256, context * 3 / 8))
+                ),
             ]
         }
     }

@@ -37,7 +37,7 @@ enum SamplesFile {
         let values: [Double] = [
             job.sent, Double(job.inputTokens), Double(job.outputTokens), job.prefilling ?? -1, job.firstToken,
             job.transferring ?? -1, job.decoding ?? -1, job.secondToken ?? -1, job.finished, Double(job.kvBytes),
-            job.clientFirstToken, job.clientCompletion,
+            job.clientFirstToken, job.clientCompletion, job.placed ?? -1, job.reserved ?? -1,
         ]
         return .array((values + job.clientTokens).map { .number(($0 * 1000).rounded() / 1000) })
     }
@@ -45,7 +45,9 @@ enum SamplesFile {
     static func read(_ path: String) throws -> LiveSession {
         guard let data = FileManager.default.contents(atPath: path), data.count <= bytesMax,
             let json = try? JSON.parse(Array(data)), let session = session(json)
-        else { throw ServingError(.malformed, "samples: \(path) holds no session of `tandem profile`", field: "samples") }
+        else {
+            throw ServingError(.malformed, "samples: \(path) holds no session of `tandem profile`", field: "samples")
+        }
         return session
     }
 
@@ -69,7 +71,7 @@ enum SamplesFile {
     }
 
     private static func job(_ json: JSONValue) -> LiveJob? {
-        guard let values = json.arrayValue?.compactMap(\.doubleValue), values.count >= 12 else { return nil }
+        guard let values = json.arrayValue?.compactMap(\.doubleValue), values.count >= 14 else { return nil }
         func some(_ value: Double) -> Double? { value < 0 ? nil : value }
         func count(_ value: Double) -> Int { Int(min(max(value, 0), 1e15)) }
         var job = LiveJob()
@@ -77,7 +79,8 @@ enum SamplesFile {
         (job.prefilling, job.firstToken, job.transferring) = (some(values[3]), values[4], some(values[5]))
         (job.decoding, job.secondToken, job.finished) = (some(values[6]), some(values[7]), values[8])
         (job.kvBytes, job.clientFirstToken, job.clientCompletion) = (count(values[9]), values[10], values[11])
-        job.clientTokens = Array(values[12...])
+        (job.placed, job.reserved) = (some(values[12]), some(values[13]))
+        job.clientTokens = Array(values[14...])
         return job
     }
 }

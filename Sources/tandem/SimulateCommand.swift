@@ -48,7 +48,8 @@ struct SimulateCommand: ParsableCommand {
     @Option(help: "Also write the result as JSON to this file; - is standard output, without the table.")
     var json: String?
     @Flag(help: "Run the fault model in place of a workload.") var safety = false
-    @Option(help: "Seeds of the fault model.") var seeds: UInt64 = 1
+    @Option(help: "How many seeds: of the fault model, of --surpass and of --reproduce fastserve.") var seeds: UInt64 =
+        1
     @Flag(help: "With --safety: print every event.") var trace = false
     @Flag(help: "With --safety: one fault of each kind at every event of a small run.") var sweep = false
     @Option(help: "With --sweep: only this kind of fault.") var strike: String?

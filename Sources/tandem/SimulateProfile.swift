@@ -46,6 +46,11 @@ enum ProfileFile {
         profile.chunkTokensMax = count(json["chunk_tokens_max"])
         profile.prefillVariation = quantiles(json["prefill_variation"])
         profile.decodeVariation = quantiles(json["decode_variation"])
+        profile.paceVariation = quantiles(json["pace_variation"])
+        profile.prefillShape = knots(json["prefill_shape"])
+        profile.decodeShape = knots(json["decode_shape"])
+        profile.hostSecondsPerToken = (positive(json["host_us_per_token"]) ?? 0) / 1e6
+        profile.processors = count(json["processors"]) ?? 0
         profile.frontDoorSeconds = (positive(json["front_door_ms"]) ?? 0) / 1000
         return profile
     }
@@ -55,6 +60,14 @@ enum ProfileFile {
             values.allSatisfy({ $0.isFinite && $0 >= 0 && $0 < 1e9 })
         else { return nil }
         return CostProfile.Line(values[0], values[1], values[2])
+    }
+
+    private static func knots(_ json: JSONValue?) -> [CostProfile.Knot] {
+        let pairs = (json?.arrayValue ?? []).compactMap { pair -> CostProfile.Knot? in
+            guard let values = pair.arrayValue?.compactMap(positive), values.count == 2 else { return nil }
+            return CostProfile.Knot(at: values[0], factor: values[1])
+        }
+        return pairs.count <= 1024 && zip(pairs, pairs.dropFirst()).allSatisfy { $0.at < $1.at } ? pairs : []
     }
 
     private static func quantiles(_ json: JSONValue?) -> [Double] {
@@ -91,8 +104,17 @@ enum ProfileFile {
         ]
         for (key, quantiles) in [
             ("prefill_variation", profile.prefillVariation), ("decode_variation", profile.decodeVariation),
+            ("pace_variation", profile.paceVariation),
         ] where !quantiles.isEmpty {
             members.append((key, .array(quantiles.map { .number(($0 * 1e5).rounded() / 1e5) })))
+        }
+        for (key, knots) in [("prefill_shape", profile.prefillShape), ("decode_shape", profile.decodeShape)]
+        where !knots.isEmpty {
+            members.append((key, .array(knots.map { .array([.number($0.at), .number($0.factor)]) })))
+        }
+        if profile.processors > 0 {
+            members.append(("processors", .integer(Int64(profile.processors))))
+            members.append(("host_us_per_token", .number(profile.hostSecondsPerToken * 1e6)))
         }
         if let latency = profile.pageLatency { members.append(("page_latency_ms", .number(latency.seconds * 1000))) }
         if let chunk = profile.chunkTokensMax { members.append(("chunk_tokens_max", .integer(Int64(chunk)))) }

@@ -261,8 +261,10 @@ struct PackedTests {
             var stored = StoredMatrix(random: format, outputs: 33, inputs: 64, &random)
             let size = tk_block_bytes(block)
             for index in stored.bytes.indices where index % size >= 2 { stored.bytes[index] = extreme }
-            let x = (0..<3 * 64).map { Float($0 < 64 ? 2 : $0 < 128 ? -2 : $0 % 2 == 0 ? 2 : -2) }
-            let bytes = prepared(x, rows: 3, inputs: 64, TK_INPUT_Q8, kernels)
+            // Codes of 127 where the scale is a power of two as well.
+            let most = Float(127) / 64
+            let x = (0..<3 * 64).map { $0 < 64 ? most : $0 < 128 ? -most : $0 % 2 == 0 ? most : -most }
+            let bytes = prepared(x, rows: 3, inputs: 64, tk_packed_input_form(format), kernels)
             let y = Packed(stored, kernels).multiply(bytes, rows: 3, bias: nil, kernels, &random)
             let w = stored.values
             for row in 0..<3 {
@@ -292,10 +294,32 @@ struct PackedTests {
 
     @Test(arguments: packedTables()) func tinyAndZeroInputsGiveZero(_ kernels: NamedPacked) {
         var random = SeededGenerator(seed: 3)
-        let packed = Packed(StoredMatrix(random: TK_PACKED_Q8_0, outputs: 32, inputs: 64, &random), kernels)
-        for value in [Float(0), -0, 1e-40, -1e-38] {
-            let bytes = prepared([Float](repeating: value, count: 64), rows: 1, inputs: 64, TK_INPUT_Q8, kernels)
-            #expect(packed.multiply(bytes, rows: 1, bias: nil, kernels, &random).allSatisfy { $0 == 0 })
+        for format in [TK_PACKED_Q8_0, TK_PACKED_Q4_0] {
+            let packed = Packed(StoredMatrix(random: format, outputs: 32, inputs: 64, &random), kernels)
+            for value in [Float(0), -0, 1e-40, -1e-38] {
+                let x = [Float](repeating: value, count: 64)
+                let bytes = prepared(x, rows: 1, inputs: 64, tk_packed_input_form(format), kernels)
+                #expect(packed.multiply(bytes, rows: 1, bias: nil, kernels, &random).allSatisfy { $0 == 0 })
+            }
+        }
+    }
+
+    /// Scales that are powers of two are the least that hold the largest magnitude, at every magnitude.
+    @Test(arguments: packedTables()) func aScaleOfPowersIsTheLeastThatHolds(_ kernels: NamedPacked) {
+        var random = SeededGenerator(seed: 13)
+        for trial in 0..<400 {
+            let size = Float.random(in: 1..<2, using: &random) * Float(sign: .plus, exponent: trial % 200 - 90, significand: 1)
+            var x = (0..<32).map { _ in Float.random(in: -size...size, using: &random) }
+            x[trial % 32] = trial % 3 == 0 ? -size : size
+            let bytes = prepared(x, rows: 1, inputs: 32, TK_INPUT_Q8_POWERS, kernels)
+            let scale = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 32, as: Float.self) }
+            let exponent = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 36, as: Float.self) }
+            #expect(scale.significand == 1 && Float(scale.exponent) == exponent, "seed 13, trial \(trial)")
+            #expect(scale >= size / 127 && scale / 2 < size / 127, "seed 13, trial \(trial)")
+            for (value, code) in zip(x, bytes) {
+                let error = abs(value / scale - Float(Int8(bitPattern: code)))
+                #expect(error <= 0.5, "seed 13, trial \(trial)")
+            }
         }
     }
 

@@ -91,8 +91,9 @@ extension ClusterSuites {
                 let settled = try await Self.settled(cluster, "attached")
                 #expect(settled.jobs == 3)
                 #expect(settled.tokens >= cut, "the settlements cover what clients saw")
-                // Not more than was on its way to the sockets in one turn of the loop.
-                #expect(settled.tokens <= cut + 3 * 8, "\(settled.tokens) settled, \(cut) seen")
+                // Not more than what workers had said by one turn of the loop, which is many steps where the
+                // machine is busy: far from the 400 that each job asked for.
+                #expect(settled.tokens <= cut + 3 * 64, "\(settled.tokens) settled, \(cut) seen")
 
                 // Keyed jobs are finished, and settled once for all their tokens.
                 for seed in 0..<2 {

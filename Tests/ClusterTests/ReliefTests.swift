@@ -33,7 +33,9 @@ extension ClusterSuites {
             }
         }
 
-        private func text(_ prompt: String, _ seed: Int, _ tenant: String, _ cluster: TestCluster) async throws -> String {
+        private func text(_ prompt: String, _ seed: Int, _ tenant: String, _ cluster: TestCluster) async throws
+            -> String
+        {
             try await cluster.client.stream(prompt, maxTokens: 60, seed: seed, tenant: tenant).text
         }
 

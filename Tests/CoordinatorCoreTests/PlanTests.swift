@@ -56,7 +56,7 @@ struct PlanTests {
         bench.step(bench.transfer(1), from: decode, offset: 0, tokens: [1], prefilled: 10)
         #expect(bench.plans.isEmpty)
         bench.step(bench.transfer(2), from: decode, offset: 0, tokens: [1], prefilled: 10)
-        #expect(bench.plans == [SetRunning(run: [], pause: [bench.transfer(2)])])
+        #expect(bench.plans == [SetRunning(run: [], pause: [bench.transfer(2)], standby: [bench.transfer(2)])])
         #expect(bench.phase(2) == .paused)
         bench.step(bench.transfer(1), from: decode, offset: 1, tokens: [2])
         #expect(bench.plans.isEmpty, "nothing has changed")
@@ -74,11 +74,16 @@ struct PlanTests {
         bench.step(bench.transfer(1), from: decode, offset: 0, tokens: [1], prefilled: 10)
         bench.step(bench.transfer(1), from: decode, offset: 1, tokens: [2])
         bench.say(decode, .startDecodeAck(TransferReply(transfer: bench.transfer(2), refusal: nil, freeBlocks: 9)))
-        #expect(bench.plans == [SetRunning(run: [], pause: [bench.transfer(2)])], "the first still has quantum")
+        #expect(
+            bench.plans == [SetRunning(run: [], pause: [bench.transfer(2)], standby: [bench.transfer(2)])],
+            "the first still has quantum")
         for offset in 2...6 where bench.phase(1) == .decoding {
             bench.step(bench.transfer(1), from: decode, offset: offset, tokens: [UInt32(offset + 1)])
         }
-        #expect(bench.plans == [SetRunning(run: [bench.transfer(2)], pause: [bench.transfer(1)])])
+        #expect(
+            bench.plans == [
+                SetRunning(run: [bench.transfer(2)], pause: [bench.transfer(1)], standby: [bench.transfer(1)])
+            ])
         #expect(bench.core.counters.preempted == 1)
         #expect(bench.core.view(bench.transfer(1).job)?.route.preemptions == 1)
     }

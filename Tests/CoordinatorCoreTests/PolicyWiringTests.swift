@@ -9,8 +9,8 @@ import Testing
 struct PolicyWiringTests {
     // MARK: The bridge
 
-    /// Six jobs of `greedy` and some of `modest`, whose counter is far ahead; a window of four.
-    private func crowd(quotas: Bool, modest: Int) -> Bench {
+    /// Six jobs of `greedy` and some of `modest`, whose counter is ahead, within theta; a window of four.
+    private func crowd(quotas: Bool, modest: Int, ahead: Int = 1500) -> Bench {
         var bench = Bench {
             $0.policy = PolicyConfiguration(named: "fair") ?? PolicyConfiguration()
             $0.bridgeQuotas = quotas
@@ -19,7 +19,7 @@ struct PolicyWiringTests {
         }
         for number in 1...6 { bench.submit(number, tenant: "greedy") }
         for number in 0..<modest { bench.submit(10 + number, tenant: "modest") }
-        if modest > 0 { bench.core.policy.charge(TenantID("modest"), promptTokens: 100_000) }
+        if modest > 0 { bench.core.policy.charge(TenantID("modest"), promptTokens: ahead) }
         return bench
     }
 
@@ -39,6 +39,13 @@ struct PolicyWiringTests {
 
     @Test func withoutQuotasTheLeastCounterTakesItAll() {
         var bench = crowd(quotas: false, modest: 3)
+        bench.up("p0")
+        bench.up("d1", blocks: 200)
+        #expect(reservedTenants(bench) == Array(repeating: "greedy", count: 4))
+    }
+
+    @Test func noShareOfTheBridgeIsForATenantThatIsFurtherThanThetaAhead() {
+        var bench = crowd(quotas: true, modest: 3, ahead: 2500)
         bench.up("p0")
         bench.up("d1", blocks: 200)
         #expect(reservedTenants(bench) == Array(repeating: "greedy", count: 4))

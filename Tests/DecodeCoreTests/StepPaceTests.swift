@@ -17,13 +17,17 @@ import Testing
 
     @Test func aChunkTakesWhatTheLimitLeaves() {
         let pace = pace()
-        #expect((48...52).contains(pace.tokens(within: .milliseconds(60))), "\(pace.tokens(within: .milliseconds(60)))")
-        #expect((188...192).contains(pace.tokens(within: .milliseconds(200))))
+        #expect((48...52).contains(pace.tokens(within: .milliseconds(60), stretch: nil)))
+        #expect((188...192).contains(pace.tokens(within: .milliseconds(200), stretch: nil)))
+        #expect((18...22).contains(pace.tokens(within: nil, stretch: 3)), "30 ms")
+        #expect((18...22).contains(pace.tokens(within: .milliseconds(200), stretch: 3)), "the lesser of both")
+        #expect((48...52).contains(pace.tokens(within: .milliseconds(60), stretch: 30)))
     }
 
     @Test func promptsNeverStarveHoweverShortTheLimit() {
-        #expect(pace().tokens(within: .milliseconds(5)) == StepPace.tokensMin)
-        #expect(StepPace().tokens(within: .seconds(9)) == StepPace.tokensMin, "nothing is known yet")
+        #expect(pace().tokens(within: .milliseconds(5), stretch: nil) == StepPace.tokensMin)
+        #expect(pace().tokens(within: nil, stretch: 1) == StepPace.tokensMin)
+        #expect(StepPace().tokens(within: .seconds(9), stretch: 5) == StepPace.tokensMin, "nothing is known yet")
     }
 
     @Test func withoutDecodingJobsAChunkIsAsLongAsEver() {

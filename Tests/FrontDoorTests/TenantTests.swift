@@ -105,7 +105,9 @@ import Testing
         #expect(try desk.answer().status == 429)
         #expect(desk.jobs.all.count == 2)
         let left = desk.jobs.quota(of: .anonymous).tokens?.remaining
-        #expect(left == 100 - 2 * 9, "two were submitted, 9 tokens each; what these did not use is the coordinator's to say")
+        #expect(
+            left == 100 - 2 * 9, "two were submitted, 9 tokens each; what these did not use is the coordinator's to say"
+        )
     }
 
     @Test func aQuotaThatIsSetLaterFindsAFullBucket() {
@@ -242,7 +244,8 @@ import Testing
 
     @Test(arguments: [
         #"{"weight":4}"#, #"{"tenant":"","weight":4}"#, #"{"tenant":"a","weight":"x"}"#,
-        #"{"tenant":"a","weight":-1}"#, #"{"tenant":"*","weight":2}"#, #"{"tenant":"a","colour":1}"#, #"{"tenant":"a","concurrent_jobs":0}"#,
+        #"{"tenant":"a","weight":-1}"#, #"{"tenant":"*","weight":2}"#, #"{"tenant":"a","colour":1}"#,
+        #"{"tenant":"a","concurrent_jobs":0}"#,
     ])
     func anUnlawfulChangeChangesNothing(_ body: String) throws {
         let desk = try Desk()

@@ -29,7 +29,7 @@ private final class Recorder: JobSink {
 /// `@unchecked Sendable`: all but `loop` is used on the loop only, through `on`.
 private final class LedgerBench: @unchecked Sendable {
     let loop: any EventLoop
-    let path: String
+    private var path: String
     private var host: CoordinatorHost?
     private let worker = WorkerRef(id: WorkerID("mixed-0"), epoch: Epoch(1))
     private var answers = true
@@ -43,10 +43,16 @@ private final class LedgerBench: @unchecked Sendable {
         try loop.submit { try body(try #require(self.host)) }.wait()
     }
 
-    /// A new process on the same files.
+    /// A new process on what the files hold at this moment, as after a kill: the old one keeps its own.
     func start(endedJobsMax: Int = 100, policy: String = "vtc") throws {
         try loop.submit {
-            self.host = nil
+            if self.host != nil {
+                let copy = self.path + "-next"
+                for suffix in ["", "-wal", ".marks"] where FileManager.default.fileExists(atPath: self.path + suffix) {
+                    try FileManager.default.copyItem(atPath: self.path + suffix, toPath: copy + suffix)
+                }
+                self.path = copy
+            }
             var configuration = CoordinatorConfiguration()
             configuration.blockTokens = 4
             configuration.endedJobsMax = endedJobsMax
@@ -54,7 +60,8 @@ private final class LedgerBench: @unchecked Sendable {
             let digest = ClusterDigest.base(model: PageID(1, 2, 3, 4), kvType: "f32", blockTokens: 4)
             let host = CoordinatorHost(
                 loop: self.loop, configuration: configuration, naming: SHA256PageNaming(compatibility: digest),
-                files: try Self.open(self.path), log: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
+                files: try LedgerFiles(path: self.path),
+                log: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
             self.host = host
             host.send = { [weak self, weak host] _, message in
                 guard let self, let host, case .startDecode(let start) = message, self.answers else { return }
@@ -75,15 +82,6 @@ private final class LedgerBench: @unchecked Sendable {
                         pageBytes: 64, batchJobsMax: 4, stepTokensMax: 64, processID: 1, held: [])))
             try host.start()
         }.wait()
-    }
-
-    /// The files of a process that has just gone may be held for a moment still.
-    private static func open(_ path: String) throws -> LedgerFiles {
-        for _ in 0..<200 {
-            if let files = try? LedgerFiles(path: path) { return files }
-            Thread.sleep(forTimeInterval: 0.005)
-        }
-        return try LedgerFiles(path: path)
     }
 
     /// Submits and waits until the job has ended or was refused.
@@ -143,6 +141,8 @@ private final class LedgerBench: @unchecked Sendable {
         try Self.withBench { bench in
             try bench.start(policy: "fcfs")
             for low in UInt64(1)...5 { _ = try bench.run(low, key: nil) }
+            // Settlements are on disk within the time that they may gather, and a commit.
+            Thread.sleep(forTimeInterval: 0.3)
             try bench.start(policy: "vtc")
             let table = try bench.on { $0.tenants(over: .seconds(60)).tenants }
             let acme = try #require(table.first { $0.tenant == TenantID("acme") })

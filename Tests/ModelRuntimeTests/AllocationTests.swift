@@ -7,7 +7,9 @@ import Testing
 /// A step in steady state takes nothing from the heap but the outcomes it returns. One thread, so that
 /// every part of every region runs on the thread that counts.
 struct AllocationTests {
-    private func blocksTaken(jobs: Int, layers: Int, quantise: BlockFormat? = nil) throws -> Int {
+    private func blocksTaken(
+        jobs: Int, layers: Int, quantise: BlockFormat? = nil, _ change: (inout SamplingParameters) -> Void = { _ in }
+    ) throws -> Int {
         let spec = ModelSpec(
             family: .llama, layerCount: layers, hiddenSize: 64, headCount: 4, kvHeadCount: 2, headDim: 32, ffnSize: 96,
             vocabularySize: 70, contextTokensMax: 64)
@@ -18,11 +20,13 @@ struct AllocationTests {
             spec: spec, weights: MemoryTensors(random: spec, type: .bf16, seed: 3), store: paged.store,
             options: options)
         let batches = (0..<12).map { position in
-            StepBatch(
+            var sample = greedy(promptTokens: 1, outputTokens: position)
+            change(&sample.parameters)
+            sample.history = (0...16).map { TokenID(UInt32($0 % 5)) }
+            return StepBatch(
                 entries: (0..<jobs).map { job in
                     entry(
-                        [TokenID(UInt32(position))], at: position, paged.table(job, positions: 64),
-                        sample: greedy(promptTokens: 1, outputTokens: position))
+                        [TokenID(UInt32(position))], at: position, paged.table(job, positions: 64), sample: sample)
                 })
         }
         // Buffers grow in the first steps.
@@ -46,6 +50,20 @@ struct AllocationTests {
         for (jobs, layers) in [(1, 1), (5, 3), (9, 2)] {
             let taken = try blocksTaken(jobs: jobs, layers: layers, quantise: quantise)
             #expect(taken <= Self.blocksMax, "\(jobs) jobs, \(layers) layers")
+        }
+    }
+
+    @Test func drawingTakesNothingMore() throws {
+        let draws: [(inout SamplingParameters) -> Void] = [
+            { $0.temperature = 0.8 },
+            { ($0.temperature, $0.topK) = (0.8, 20) },
+            { ($0.temperature, $0.topP) = (0.8, 0.9) },
+            { ($0.temperature, $0.topK, $0.topP, $0.minP) = (0.8, 20, 0.9, 0.01) },
+            { ($0.temperature, $0.repetitionPenalty, $0.presencePenalty) = (0.8, 1.2, 0.5) },
+        ]
+        for (number, change) in draws.enumerated() {
+            let taken = try blocksTaken(jobs: 2, layers: 1, change)
+            #expect(taken <= Self.blocksMax, "draw \(number)")
         }
     }
 }

@@ -5,6 +5,23 @@ import Testing
 
 /// What the Gittins index and the predictors make of completed lengths.
 struct LearningTests {
+    @Test func aLimitOfTokensIsTheMostThatAJobCanStillTake() {
+        var queue = policy("gittins") { $0.runningBonus = .zero }
+        for number in 1...200 {
+            queue.arrive(number)
+            queue.produced(id(number), tokens: 100)
+            queue.leave(id(number))
+        }
+        for (number, most) in [(1001, 400), (1002, 12)] {
+            queue.arrive(
+                ScheduledJob(
+                    job: id(number), tenant: TenantID("a"), priority: 0, predictedPrefill: .zero, outputMax: most),
+                at: .zero)
+            queue.dispatch(id(number), at: .zero)
+        }
+        #expect(queue.runningSet(of: [id(1001), id(1002)], slots: 1, at: .zero) == [id(1002)])
+    }
+
     @Test func classesCoverAllLengthsInOrder() {
         var last = 0
         for length in 0...200_000 {

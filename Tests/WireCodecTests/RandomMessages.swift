@@ -43,7 +43,8 @@ struct RandomMessages {
         case .reserveNack: .reserveNack(ReserveNack(transfer: transfer(), reason: pick(), freeBlocks: count()))
         case .startDecode: .startDecode(startDecode())
         case .startDecodeAck: .startDecodeAck(reply())
-        case .setRunning: .setRunning(
+        case .setRunning:
+            .setRunning(
                 SetRunning(
                     run: transfers(), pause: transfers(), order: transfers(), standby: transfers(),
                     wantedBlocks: Int(u32())))

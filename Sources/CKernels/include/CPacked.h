@@ -59,6 +59,9 @@ typedef enum tk_input_form {
     TK_INPUT_Q8 = 0,
     /// bf16, to nearest, ties to even.
     TK_INPUT_BF16 = 1,
+    /// As Q8, with the least power of two as scale that holds the largest. Coarser by 1.5 in the mean, which
+    /// is nothing beside weights of 4 bits, and it saves a product for each block and output.
+    TK_INPUT_Q8_POWERS = 2,
 } tk_input_form;
 
 /// The form that a packed format multiplies with.
