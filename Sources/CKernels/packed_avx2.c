@@ -13,7 +13,7 @@
 
 enum {
     LANES = 8,
-    /// Rows of a register tile.
+    /// Rows of a register tile, at most.
     ROWS = 4,
     /// Registers of one pass over a panel: half of its outputs.
     PARTS = 2,

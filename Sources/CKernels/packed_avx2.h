@@ -187,13 +187,15 @@ INLINE void NAME(codes_tile)(
 INLINE void NAME(chunk)(
     float *sums, const uint8_t *x, size_t x_stride, const uint8_t *panel, const tk_packed_format format, size_t rows,
     size_t blocks) {
+    // Signs take a register more.
+    const size_t tile_rows = format == TK_PACKED_Q8_0 && !HAS_VNNI ? ROWS - 1 : ROWS;
     memset(sums, 0, rows * PANEL * sizeof(float));
     for (size_t begin = 0; begin < blocks; begin += CACHED_BLOCKS) {
         const size_t end = min_size(blocks, begin + CACHED_BLOCKS);
-        for (size_t r = 0; r < rows; r += ROWS) {
+        for (size_t r = 0; r < rows; r += tile_rows) {
             const uint8_t *row = x + r * x_stride;
             float *to = sums + r * PANEL;
-            switch (rows - r) {
+            switch (min_size(tile_rows, rows - r)) {
             case 1: NAME(codes_tile)(to, row, x_stride, panel, format, 1, begin, end); break;
             case 2: NAME(codes_tile)(to, row, x_stride, panel, format, 2, begin, end); break;
             case 3: NAME(codes_tile)(to, row, x_stride, panel, format, 3, begin, end); break;

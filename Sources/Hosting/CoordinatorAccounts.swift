@@ -228,6 +228,10 @@ struct CoordinatorAccounts {
         }
         for (tenant, weight) in weights { core.setWeight(weight, of: tenant) }
         core.restoreCounters(counters(content, settled, core), lastWaiting: content.lastWaiting)
+        // At once, with what was settled above: another crash within the second would find the sums moved
+        // and the counters not.
+        writeCounters(core)
+        ledger.flush()
         if !recovery.lost.isEmpty || !recovery.carried.isEmpty {
             log.notice(
                 "accounts taken up",

@@ -35,7 +35,9 @@ public struct Sampler: Sendable {
         var copy = logits
         var scratch = logits
         return copy.withUnsafeMutableBufferPointer { logits in
-            scratch.withUnsafeMutableBufferPointer { scratch in draw(logits, request, scratch: scratch, memory: SamplerMemory()) }
+            scratch.withUnsafeMutableBufferPointer { scratch in
+                draw(logits, request, scratch: scratch, memory: SamplerMemory())
+            }
         }
     }
 

@@ -15,6 +15,8 @@ public final class ClusterSimulation {
     var now: Int64 = 0
     var queue = EventQueue<SimulationEvent>()
     public private(set) var eventCount: UInt64 = 0
+    /// Events at most; a run of the fault model takes some two thousand.
+    var eventsMax = UInt64.max
     /// The first broken promise.
     public private(set) var failure: String?
     /// Running hash over everything that was sent: equal runs have equal digests.
@@ -94,6 +96,7 @@ public final class ClusterSimulation {
         guard failure == nil, let (time, event) = queue.removeFirst() else { return false }
         now = max(now, time)
         eventCount += 1
+        if eventCount >= eventsMax { fail("\(eventCount) events: a storm of messages") }
         handle(event)
         return failure == nil
     }

@@ -18,8 +18,10 @@ public struct ComparisonRow: Hashable, Sendable {
     public var ours: Double?
     public var tolerance: Tolerance
     public var note: String
-    /// One value per seed, where there were several: `ours` is their mean, and all must hold.
+    /// One value per seed, where there were several: `ours` is their mean.
     public var samples: [Double] = []
+    /// Whether the mean is judged; else every seed must hold.
+    public var isJudgedByMean = false
 
     public init(
         _ experiment: String, _ measure: String, reference: Double?, ours: Double?, _ tolerance: Tolerance = .none,
@@ -38,7 +40,7 @@ public struct ComparisonRow: Hashable, Sendable {
         guard let reference else { return nil }
         if case .none = tolerance { return nil }
         guard let ours else { return false }
-        return (samples.isEmpty ? [ours] : samples).allSatisfy { isWithin($0, reference) }
+        return (samples.isEmpty || isJudgedByMean ? [ours] : samples).allSatisfy { isWithin($0, reference) }
     }
 
     private func isWithin(_ ours: Double, _ reference: Double) -> Bool {
@@ -52,10 +54,11 @@ public struct ComparisonRow: Hashable, Sendable {
     }
 
     /// The same rows of several seeds as one.
-    public static func merged(_ rows: [[ComparisonRow]]) -> [ComparisonRow] {
+    public static func merged(_ rows: [[ComparisonRow]], judgingMeans: Bool = false) -> [ComparisonRow] {
         guard rows.count > 1, let first = rows.first else { return rows.first ?? [] }
         return first.map { row in
             var row = row
+            row.isJudgedByMean = judgingMeans
             let same = rows.compactMap { seed in
                 seed.first { $0.experiment == row.experiment && $0.measure == row.measure }
             }

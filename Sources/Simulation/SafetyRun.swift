@@ -40,6 +40,7 @@ public enum SafetyRun {
             return requests[next - 1]
         }
         simulation.onTrace = trace
+        simulation.eventsMax = eventsMax
         sabotage(simulation)
         for (time, fault) in plan.faults() { simulation.queue.add(.fault(fault), at: time) }
         simulation.queue.add(.fault(.heal), at: SafetyPlan.healAt)
@@ -94,6 +95,7 @@ public enum SafetyRun {
             return requests[next - 1]
         }
         simulation.onTrace = trace
+        simulation.eventsMax = eventsMax
         simulation.begin()
         while simulation.eventCount < index, simulation.step() {}
         if let fault = strike.fault {
@@ -114,6 +116,9 @@ public enum SafetyRun {
         while simulation.endedJobs < requests.count, simulation.step() {}
         return simulation.eventCount
     }
+
+    /// Events of a run at most, a hundred times what most take.
+    static let eventsMax: UInt64 = 250_000
 
     /// How long after the last fault everything must have ended.
     static let livenessLimit: Int64 = 180_000_000_000

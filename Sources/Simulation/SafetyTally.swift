@@ -5,6 +5,8 @@ public struct SafetyTally: Sendable {
     public private(set) var faultyEvents: UInt64 = 0
     public private(set) var healedEvents: UInt64 = 0
     public private(set) var virtualSeconds = 0.0
+    /// The most events of one seed, and whose.
+    public private(set) var mostEvents = (events: UInt64(0), seed: UInt64(0))
     /// From the end of all faults until everything had ended: the longest, and whose it was.
     public private(set) var longestRest = (seconds: 0.0, seed: UInt64(0))
     public private(set) var jobs = 0
@@ -21,6 +23,7 @@ public struct SafetyTally: Sendable {
         faultyEvents += result.faultyEvents
         healedEvents += result.events - result.faultyEvents
         virtualSeconds += result.virtualSeconds
+        if result.events > mostEvents.events { mostEvents = (result.events, result.seed) }
         if result.restSeconds > longestRest.seconds { longestRest = (result.restSeconds, result.seed) }
         jobs += result.jobs
         digest = digest &* 31 &+ result.digest
@@ -60,6 +63,8 @@ public struct SafetyTally: Sendable {
             "liveness phase: \(healedEvents) events, nothing breaks any more; everything was at rest within "
                 + "\(Decimals.short(longestRest.seconds)) s (seed \(longestRest.seed)), the limit is "
                 + "\(Decimals.short(Double(SafetyRun.livenessLimit) / 1e9)) s",
+            "the most events of a seed: \(mostEvents.events) (seed \(mostEvents.seed)); more than "
+                + "\(SafetyRun.eventsMax) are a storm",
         ]
     }
 }

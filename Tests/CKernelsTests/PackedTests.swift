@@ -308,7 +308,8 @@ struct PackedTests {
     @Test(arguments: packedTables()) func aScaleOfPowersIsTheLeastThatHolds(_ kernels: NamedPacked) {
         var random = SeededGenerator(seed: 13)
         for trial in 0..<400 {
-            let size = Float.random(in: 1..<2, using: &random) * Float(sign: .plus, exponent: trial % 200 - 90, significand: 1)
+            let size =
+                Float.random(in: 1..<2, using: &random) * Float(sign: .plus, exponent: trial % 200 - 90, significand: 1)
             var x = (0..<32).map { _ in Float.random(in: -size...size, using: &random) }
             x[trial % 32] = trial % 3 == 0 ? -size : size
             let bytes = prepared(x, rows: 1, inputs: 32, TK_INPUT_Q8_POWERS, kernels)

@@ -12,7 +12,7 @@ struct StandbyTests {
     private func three(_ batch: Int) -> DecodeBench {
         var bench = DecodeBench(blocks: 32) { $0.batchJobsMax = batch }
         for job in 1...3 {
-            bench.start(id(job), prompt(3, from: job * 20), max: job == 1 ? 3 : 9)
+            bench.start(id(job), prompt(3, from: job * 20), max: job == 1 ? 12 : 9)
             bench.finishStep()
         }
         return bench
@@ -62,8 +62,9 @@ struct StandbyTests {
         bench.start(id(2), prompt(10, from: 40), max: 20)
         bench.finishStep()
         bench.order(.setRunning(SetRunning(run: [], pause: [id(2)], order: [id(1), id(2)])))
+        bench.finishStep()
         #expect(bench.moves.isEmpty)
-        bench.order(.setRunning(SetRunning(run: [], pause: [], wantedBlocks: 8)))
+        bench.order(.setRunning(SetRunning(run: [], pause: [], wantedBlocks: 7)))
         #expect(bench.moves.map(\.order.transfer) == [id(2)])
         bench.finishMove()
         let beats = bench.said.contains { if case .heartbeat = $0 { true } else { false } }
