@@ -379,6 +379,8 @@ def table(result):
 def main():
     options = json.loads(sys.argv[1])
     flags = options["flags"]
+    # Folders of this machine say nothing to a reader.
+    shown = [flag.rsplit("/", 1)[-1] for flag in flags]
 
     def run(policy, what, more=()):
         state = options["state"]
@@ -387,7 +389,7 @@ def main():
         with Cluster(options["tandem"], state, [*flags, "--policy", policy, *more]) as cluster:
             return asyncio.run(measure(what, cluster, options))
 
-    result = {"machine": options["machine"], "model": options["model"], "flags": flags, "jobs": options["jobs"],
+    result = {"machine": options["machine"], "model": options["model"], "flags": shown, "jobs": options["jobs"],
               "load": options["load"], "seed": options["seed"], "rounds": options["rounds"],
               "warm_up": options["warm_up"], "latency": {}}
 
@@ -397,7 +399,7 @@ def main():
             with open(options["results"] + ".json", "w") as file:
                 json.dump(result, file, indent=1)
             with open(options["results"] + ".txt", "w") as file:
-                file.write(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(flags)}\n\n{text}\n")
+                file.write(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(shown)}\n\n{text}\n")
         return text
 
     if options["policies"]:
@@ -416,7 +418,7 @@ def main():
         for policy in options["fair_policies"] if what != "decisions" else options["fair_policies"][-1:]:
             result[what][policy] = run(policy, what)
             report()
-    print(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(flags)}\n\n{report()}")
+    print(f"machine: {options['machine']}\nmodel: {options['model']}, {' '.join(shown)}\n\n{report()}")
 
 
 main()
