@@ -119,7 +119,7 @@ class Program:
 class Ours:
     def __init__(self, threads, kv):
         self.threads, self.kv, self.facts = threads, kv, {}
-        self.packed, self.written = None, set()
+        self.packed = None
 
     def engine(self, model, works, *more):
         rows = [argument for work in works for argument in ("--row", work)]
@@ -144,12 +144,13 @@ class Ours:
         return self.engine(model, ["prefill:1"], "--warm-up", 0, "--with-tokenizer", *more).seconds
 
     def load(self, model, row):
-        """Mapping the file of packed weights that an earlier start wrote, as every start but a model's first does."""
+        """Mapping the file of packed weights that an earlier start wrote, as every start but a model's first does.
+
+        The start before it is not timed: it writes the file, or brings it back into the page cache, which hosts
+        that reclaim idle pages (DAMON) empty between two rounds; the peer's file was read a moment ago."""
         if self.packed is None:
             self.packed = tempfile.TemporaryDirectory(prefix="tandem-packed-")
-        if model not in self.written:
-            self.start(model, "--packed-cache", self.packed.name)
-            self.written.add(model)
+        self.start(model, "--packed-cache", self.packed.name)
         row.ours.append(self.start(model, "--packed-cache", self.packed.name))
 
     def first_load(self, model, row):
