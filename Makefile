@@ -12,7 +12,7 @@ help:
 	@echo "make bench    measure page links, the engine and a local cluster on this machine"
 	@echo "make bench-engine    the engine against llama.cpp, row by row (TANDEM_PEER names its programs' folder)"
 	@echo "make bench-serving   a local cluster against llama.cpp's server;  ARGS=--quick for a short one of either"
-	@echo "make bench-policies  every live policy on real workers: latencies, shares, isolation, preemption"
+	@echo "make bench-policies  eight live policies (POLICIES=all: every one) on real workers: latencies, shares, isolation, preemption"
 	@echo "make proto    regenerate Sources/CWire from proto/tandem.proto"
 	@echo "make format   format the sources;  make lint  check the format"
 	@echo "make fuzz     run the libFuzzer targets for a minute;  make asan-kernels  kernels under sanitizers"
