@@ -2,8 +2,10 @@
 """The engine against llama.cpp, side by side in one run: `make bench-engine`.
 
 Every round measures each row once with our engine and once with the peer's, one right after the other and in
-turn first, so that a noisy minute hits both. The same GGUF files, the same number of threads. The machine's
-limits (streaming reads, dot products) are measured in every round too.
+turn first, so that a noisy minute hits both; decoding one job, where the memory's speed is all, several times in
+turn. The same GGUF files, the same number of threads. The machine's limits (dot products, streaming reads) are
+measured in every round too, and before and after each decode run the engine reads its weights once without
+computing: what the memory gave in that very second.
 
 TANDEM_PEER names the folder of llama-bench and llama-batched-bench (ops/build-peer.sh makes one); without it
 the peer's columns stay empty. TANDEM_BENCH_MODELS names the folder of the models (ops/bench-models.sh).
@@ -39,6 +41,7 @@ class Row:
         self.kind, self.numbers = kind, [int(n) for n in numbers]
         self.ours, self.peer = [], []  # tokens/s, MiB or seconds, one per round
         self.limits = []  # of the machine, measured just before, one per round
+        self.reads = []  # GB/s of reading the weights around each of our decode runs
 
     @property
     def name(self):
@@ -47,6 +50,10 @@ class Row:
     @property
     def smaller_is_better(self):
         return self.kind in ("memory", "load", "first-load")
+
+    @property
+    def is_single(self):
+        return self.kind == "decode" and self.numbers[0] == 1
 
     @property
     def is_batched(self):
@@ -66,7 +73,7 @@ def table_rows():
                     yield Row(shape, form, f"decode:{jobs}:{context}", goal)
                 yield Row(shape, form, "memory", 1.0)
                 yield Row(shape, form, "load", 1.0)
-                yield Row(shape, form, "first-load", None)
+                yield Row(shape, form, "first-load", 1.0)
 
 
 QUICK = r"0\.5b (\S+ prefill:512|\S+ decode:1:128|q8_0 decode:16:128)"
@@ -117,14 +124,15 @@ class Program:
 
 
 class Ours:
-    def __init__(self, threads, kv):
+    def __init__(self, threads, kv, pins):
         self.threads, self.kv, self.facts = threads, kv, {}
+        self.pins = ["--pin-cores", pins] if pins else []
         self.packed = None
 
     def engine(self, model, works, *more):
         rows = [argument for work in works for argument in ("--row", work)]
         return Program([MEASURE, "engine", "--model", model, "--threads", self.threads, "--kv-type", self.kv,
-                        "--rounds", 1, "--steps", STEPS, "--json", *rows, *more])
+                        "--rounds", 1, "--steps", STEPS, "--json", *self.pins, *rows, *more])
 
     def speeds(self, model, rows):
         if not rows:
@@ -136,6 +144,7 @@ class Ours:
             for row in rows:
                 if line.get("row") == row.work:
                     row.ours.append(line["tokens"] / line["seconds"][0])
+                    row.reads.extend(line["read_GBps"])
 
     def memory(self, model, row):
         row.ours.append(self.engine(model, ["prefill:512"]).settled / PAGE)
@@ -154,8 +163,8 @@ class Ours:
         row.ours.append(self.start(model, "--packed-cache", self.packed.name))
 
     def first_load(self, model, row):
-        """Packing in private memory, without any file."""
-        row.ours.append(self.start(model))
+        """Without any file: as workers do it, with packing beside the first steps."""
+        row.ours.append(self.start(model, "--packing", "besides"))
 
 
 class Peer:
@@ -233,8 +242,8 @@ def ratios(row):
 
 
 class Roofline:
-    """The most tokens/s that the machine's limits allow: each the best of a few measurements taken just before,
-    since the limits of a shared machine move."""
+    """The most tokens/s that the machine's limits allow: the best of a few measurements of each taken just before,
+    for reads the one taken around the run, since the limits of a shared machine move."""
 
     def __init__(self, limits):
         self.limits = {name: max(values) for name, values in limits.items() if values}
@@ -259,14 +268,23 @@ class Roofline:
         return jobs / max(by_bytes, by_work), "reads" if by_bytes >= by_work else "arithmetic"
 
 
+def limits_of_runs(row):
+    """For each run of a row the machine's limits: those of its round, reads as they were around the very run."""
+    if not row.reads:
+        return row.limits
+    each = max(1, len(row.reads) // max(1, len(row.limits)))
+    return [{**row.limits[min(run // each, len(row.limits) - 1)], "read_GBps": [read]}
+            for run, read in enumerate(row.reads)]
+
+
 def fractions(row, values, facts):
-    """Of the roofline, round by round."""
-    bounds = [Roofline(limits).bound(row, facts) for limits in row.limits]
+    """Of the roofline, run by run."""
+    bounds = [Roofline(limits).bound(row, facts) for limits in limits_of_runs(row)]
     return [value / bound[0] for value, bound in zip(values, bounds) if bound]
 
 
 def bound_by(row, facts):
-    bounds = [Roofline(limits).bound(row, facts) for limits in row.limits]
+    bounds = [Roofline(limits).bound(row, facts) for limits in limits_of_runs(row)]
     return statistics.mode([bound[1] for bound in bounds if bound])
 
 
@@ -283,7 +301,7 @@ def verdict(row, values, fraction):
 
 
 def table(rows, ours):
-    head = ["shape", "format", "work", "unit", "Tandem", "llama.cpp", "ratio", "goal", "", "roofline", "peer's"]
+    head = ["shape", "format", "work", "unit", "Tandem", "llama.cpp", "ratio", "goal", "", "roofline", "peer's", "reads"]
     lines = []
     for row in rows:
         facts = ours.facts.get(f"{row.shape}-{row.format}.gguf")
@@ -296,7 +314,7 @@ def table(rows, ours):
             row.shape, row.format, row.work, unit, spread(row.ours, digits), spread(row.peer, digits),
             spread(values, 2), f"{row.goal}x" if row.goal else "none", verdict(row, values, fraction),
             f"{fraction:.0%} ({min(shares):.0%}-{max(shares):.0%}) of {bound_by(row, facts)}" if shares else "-",
-            f"{statistics.median(peers):.0%}" if peers else "-"])
+            f"{statistics.median(peers):.0%}" if peers else "-", spread(row.reads)])
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
                      for line in [head, *lines])
@@ -339,7 +357,7 @@ class Bench:
         self.options = options
         self.machine = machine()
         self.rows = [row for row in table_rows() if self.wants(row)]
-        self.ours = Ours(options.threads, options.kv_type)
+        self.ours = Ours(options.threads, options.kv_type, options.pin_cores)
         self.peer = self.find_peer()
         self.limits, self.rounds = {}, 0
         if not self.rows:
@@ -402,7 +420,11 @@ class Bench:
         if peer_first:
             sides.reverse()
         for side in sides:
-            side.speeds(model, [row for row in rows if not row.smaller_is_better])
+            side.speeds(model, [row for row in rows if not row.smaller_is_better and not row.is_single])
+        single = [row for row in rows if row.is_single]
+        for turn in range(self.options.pairs):
+            for side in sides if turn % 2 == 0 else sides[::-1]:
+                side.speeds(model, single)
         for row in rows:
             for side in sides:
                 if row.kind == "memory":
@@ -420,15 +442,18 @@ class Bench:
             machine_line(self.machine),
             f"method: {self.options.threads} threads, {self.rounds} rounds, ours and {peer} in turn on the same GGUF "
             f"files (random weights), KV {self.options.kv_type} and f16; {STEPS} decode steps; median (min-max); "
-            "ratios round by round",
+            f"ratios round by round, of decoding one job {self.options.pairs} times a round in turn"
+            + (f"; our threads pinned to cores {self.options.pin_cores}" if self.options.pin_cores else ""),
             f"kernels: {' '.join(variants)}",
             f"limits of this run: {limits}",
             "roofline: products with weights against the dot-product peak (bf16's for bf16, bytes' for the others), "
-            "or bytes of the file and of keys and values against streaming reads; the limits are the best of three "
-            "taken just before each model's rows; median of rounds (min-max)",
+            "or bytes of the file and of keys and values against streaming reads; the arithmetic limits are the best "
+            "of three taken just before each model's rows, reads are those of the packed weights just before and after "
+            "each of our runs, which stand beside the rows (GB/s); median (min-max)",
             "memory: resident, of a process that prefills 512 tokens; load: from the start of the process with a "
             "warm page cache, tokenizer included, to the end of the first token's step, mapping the file of packed "
-            "weights that an earlier start wrote; first-load: the same without that file, packing in memory",
+            "weights that an earlier start wrote; first-load: the same without that file, computing with the model's "
+            "own rows while a thread packs them",
             "", table(self.rows, self.ours)])
 
     def save(self):
@@ -440,7 +465,7 @@ class Bench:
             "kv_type": self.options.kv_type, "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "peer": self.peer and self.peer.build, "limits": self.limits, "models": self.ours.facts,
             "rows": [{"shape": row.shape, "format": row.format, "work": row.work, "goal": row.goal, "ours": row.ours,
-                      "peer": row.peer, "ratios": ratios(row), "limits": row.limits} for row in self.rows],
+                      "peer": row.peer, "ratios": ratios(row), "limits": row.limits, "reads": row.reads} for row in self.rows],
         }
         (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -455,6 +480,8 @@ def main():
     parser.add_argument("--rows", help="only rows whose 'shape format work' matches, such as 'q8_0 decode'")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kv-type", default="bf16", help="of our keys and values; the peer's are f16")
+    parser.add_argument("--pin-cores", help="cores to pin our compute threads to, such as 0,1")
+    parser.add_argument("--pairs", type=int, default=2, help="times a round that decoding one job is measured in turn")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--name", help="of the files in ops/results (default: engine)")
     options = parser.parse_args()

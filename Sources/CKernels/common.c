@@ -2,6 +2,9 @@
 #if defined(__linux__)
 #define _GNU_SOURCE
 #include <sched.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #include <math.h>
 
@@ -128,5 +131,33 @@ int tk_pin_thread(size_t core) {
     return sched_setaffinity(0, sizeof set, &set);
 #else
     return core == 0 ? 0 : -1;
+#endif
+}
+
+size_t tk_core_count(void) {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return (size_t)CPU_COUNT(&set);
+#endif
+    return 1;
+}
+
+uint64_t tk_core_set(void) {
+    uint64_t cores = 0;
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
+    for (size_t core = 0; core < CPU_SETSIZE; core++)
+        if (CPU_ISSET(core, &set)) cores |= (uint64_t)1 << core % 64;
+#endif
+    return cores;
+}
+
+int tk_lower_priority(int niceness) {
+#if defined(__linux__)
+    const id_t thread = (id_t)syscall(SYS_gettid);
+    return setpriority(PRIO_PROCESS, thread, getpriority(PRIO_PROCESS, thread) + niceness);
+#else
+    return niceness == 0 ? 0 : -1;
 #endif
 }

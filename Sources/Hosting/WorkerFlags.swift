@@ -65,6 +65,9 @@ public struct WorkerFlags: ParsableArguments, Sendable {
     @Option(help: "Cores to pin the compute threads to, such as 0,1: thread i to core i; none by default.")
     public var pinCores: String = ""
 
+    @Flag(help: "Compute with all threads even while other workers of this user and machine compute.")
+    public var keepThreads = false
+
     @Option(help: "Jobs in one decode step at most.")
     public var batchJobs: Int = 32
 

@@ -32,6 +32,8 @@ public struct WorkerModel: Sendable {
         options.kernels = try kernels(flags.kernels)
         options.quantise = try quantised(flags.quantize)
         options.packedWeights = packedCache(flags, log: log)
+        options.packing = .besides
+        options.sharesCores = !flags.keepThreads
         options.progress = { loaded, total in progress.report(loaded, total) }
         try folder.weights.load { loaded, total in progress.report(loaded, total) }
         let engine = try CPUEngine(spec: folder.spec, weights: folder.weights, store: store, options: options)

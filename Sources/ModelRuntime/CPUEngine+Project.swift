@@ -61,6 +61,13 @@ extension CPUEngine {
         static let gatedColumnsMax = 160
         /// Floats of gate in one part of few rows, which may be wider.
         static let gatedFloatsMax = 96 * 160
+        /// Rows up to which a product is read from memory slower than it is computed, and the weights that a
+        /// part of it has at least: the first lines of a part are waited for.
+        static let readRowsMax = 4
+        static let readWeightsMin = 1 << 20
+        /// Parts that a worker should find all the same, and of other products.
+        static let readPartsPerWorker = 2
+        static let partsPerWorker = 8
     }
 
     // MARK: - Pieces that run inside a region
@@ -123,13 +130,19 @@ extension CPUEngine {
     ) {
         let matrix = projection.matrix
         switch matrix.layout {
-        case .packed(let packed, let format):
+        case .packed(let matrix, let format):
             let form = format.inputForm
             let prepared = input.memory(form) + rows.lowerBound * tk_prepared_stride(form.code, input.width)
-            withUnsafePointer(to: packed) { packed in
+            if var packed = matrix.pointee.packed {
                 kernels.packed.pointee.multiply(
-                    target - columns.lowerBound, prepared, packed, projection.bias, accumulate ? 1 : 0, rows.count,
+                    target - columns.lowerBound, prepared, &packed, projection.bias, accumulate ? 1 : 0, rows.count,
                     columns.lowerBound, columns.count, stride)
+                return
+            }
+            matrix.pointee.forEachPanel(columns, kernels) { first, count, panel in
+                kernels.packed.pointee.multiply(
+                    target + (first - columns.lowerBound), prepared, &panel, projection.bias.map { $0 + first },
+                    accumulate ? 1 : 0, rows.count, 0, count, stride)
             }
         case .rows(let base, let type):
             kernels.table.pointee.matmul(
@@ -141,12 +154,18 @@ extension CPUEngine {
     }
 
     /// Columns of one part, a multiple of `alignment`: all of them for one worker or little work, else
-    /// about eight parts per worker.
+    /// two to eight parts per worker.
     func columnsPerPart(_ columns: Int, rows: Int, width: Int, alignment: Int = CPUEngine.columnAlignment) -> Int {
         guard pool.workerCount > 1, columns * rows * width >= CPUEngine.Limits.multipliesPerRegionMin else {
             return max(1, columns)
         }
-        let share = (columns + 8 * pool.workerCount - 1) / (8 * pool.workerCount)
+        let workers = pool.workerCount
+        var share = (columns + PartLimits.partsPerWorker * workers - 1) / (PartLimits.partsPerWorker * workers)
+        if rows <= PartLimits.readRowsMax {
+            let most =
+                (columns + PartLimits.readPartsPerWorker * workers - 1) / (PartLimits.readPartsPerWorker * workers)
+            share = max(share, min(most, PartLimits.readWeightsMin / width))
+        }
         return max(1, (share + alignment / 2) / alignment) * alignment
     }
 

@@ -69,25 +69,11 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
         try spec.validate(store.layout)
         try check("threads", options.threads, 1...ComputePool.Limits.workersMax)
         try check("rows", options.rowsMax, 1...Limits.rowsMax)
-        let variant = options.kernels ?? .best
-        guard let kernels = Kernels(variant) else {
-            throw ServingError(
-                .unsupported, "kernels: this processor does not run \(variant.rawValue)", field: "kernels",
-                blast: .process)
-        }
+        pool = ComputePool(workers: options.threads, cores: options.pinnedCores, share: options.coreShare())
+        let packing = try ModelWeights.Packing(options, pool: pool)
         self.spec = spec
         self.store = store
-        self.kernels = kernels
-        guard options.quantise?.canQuantise ?? true else {
-            throw ServingError(
-                .unsupported,
-                "quantize: \(options.quantise?.rawValue ?? "") is only read, not written; q8_0 and q4_0 are",
-                field: "quantize", blast: .process)
-        }
-        pool = ComputePool(workers: options.threads, cores: options.pinnedCores)
-        let packing = ModelWeights.Packing(
-            kernels: kernels, pool: pool, quantise: options.quantise,
-            packsBF16: options.bf16Products && kernels.multipliesBF16, cache: options.packedWeights)
+        kernels = packing.kernels
         weights = try ModelWeights(spec: spec, source: source, packing: packing, progress: options.progress)
         variantName = Self.variantName(kernels, weights)
         frequencies = RotaryFrequencies(spec: spec)
@@ -115,6 +101,22 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
     /// Bytes of the packed weights, which are all of the model's that stay resident.
     public var weightBytes: Int { weights.packedBytes }
 
+    /// Whether no thread is packing weights beside the steps (any more).
+    public var isSettled: Bool { weights.isSettled }
+
+    /// Returns once that is so.
+    public func waitUntilSettled() { weights.waitUntilSettled() }
+
+    private func beginStep() {
+        pool.begin()
+        weights.packed?.beginStep()
+    }
+
+    private func endStep() {
+        weights.packed?.endStep()
+        pool.end()
+    }
+
     /// The table, the version of its order of operations, and the formats of the weights.
     private static func variantName(_ kernels: Kernels, _ weights: ModelWeights) -> String {
         let products = String(cString: kernels.packed.pointee.name)
@@ -123,7 +125,7 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
 
     public func step(_ batch: StepBatch) -> StepResult {
         let watch = Stopwatch()
-        pool.begin()
+        beginStep()
         self.batch = batch
         var outcomes = batch.entries.map { checker.fault($0).map(StepOutcome.failed) ?? .extended }
         forEachSlice(include: { outcomes[$0] == .extended }) {
@@ -131,7 +133,7 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
             drawTokens(&outcomes)
         }
         self.batch.entries = []
-        pool.end()
+        endStep()
         return StepResult(outcomes: outcomes, computeTime: watch.elapsed)
     }
 
@@ -140,8 +142,8 @@ public final class CPUEngine: InferenceEngine, PartRunner, @unchecked Sendable {
         for entry in batch.entries {
             if let fault = checker.fault(entry) { throw fault }
         }
-        pool.begin()
-        defer { pool.end() }
+        beginStep()
+        defer { endStep() }
         self.batch = batch
         defer { self.batch.entries = [] }
         var result: [[Float]] = []

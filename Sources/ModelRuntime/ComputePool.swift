@@ -12,9 +12,12 @@ protocol PartRunner: AnyObject {
 /// thread of its own. Which worker takes which part is left to chance.
 ///
 /// Between `begin` and `end` waiting threads spin, then yield the core to whoever else can run, then
-/// sleep; outside they sleep at once, so an idle engine takes nothing from its neighbours.
+/// sleep; outside they sleep at once, so an idle engine takes nothing from its neighbours. With a share
+/// of the machine's cores only as many take part as it allows, looked up before every region; the others
+/// sleep.
 final class ComputePool {
     private let shared: SharedWork
+    private let share: CoreShare?
     private var threads: [pthread_t] = []
     private let cores: [Int]
     private var pinnedCaller: pthread_t?
@@ -31,9 +34,10 @@ final class ComputePool {
     /// `workers` is at least 1 and counts the caller. Fewer run where the system refuses a thread.
     /// Worker i is pinned to `cores[i % cores.count]`, the caller with the first `begin`; nobody where
     /// there are none.
-    init(workers: Int, cores: [Int] = []) {
-        shared = SharedWork()
+    init(workers: Int, cores: [Int] = [], share: CoreShare? = nil) {
+        shared = SharedWork(workers: max(1, min(workers, Limits.workersMax)))
         self.cores = cores
+        self.share = share
         for _ in 1..<max(1, min(workers, Limits.workersMax)) {
             let index = threads.count + 1
             let core = cores.isEmpty ? nil : cores[index % cores.count]
@@ -69,18 +73,23 @@ final class ComputePool {
             pinnedCaller = pthread_self()
             _ = tk_pin_thread(core)
         }
-        if !threads.isEmpty { shared.begin() }
+        guard !threads.isEmpty else { return }
+        if let share { shared.admit(share.begin(workerCount)) }
+        shared.begin()
     }
 
     /// No more regions for now.
     func end() {
-        if !threads.isEmpty { shared.end() }
+        guard !threads.isEmpty else { return }
+        share?.end()
+        shared.end()
     }
 
     /// Runs `parts` parts and returns when all have returned; allocates nothing. Only one thread at a
     /// time may call this.
     func run(_ parts: Int, on runner: some PartRunner) {
-        if threads.isEmpty || parts <= 1 {
+        if let share, share.current > 0 { shared.admit(share.adjust(workerCount)) }
+        if threads.isEmpty || parts <= 1 || shared.admitted == 1 {
             for part in 0..<max(0, parts) { runner.runPart(part, worker: 0) }
         } else {
             shared.run(parts, runner)
@@ -140,9 +149,13 @@ private struct Announcement: ~Copyable {
     /// Grows with each `begin`.
     let begun = Atomic<UInt64>(0)
     let isStopping = Atomic<Bool>(false)
+    /// Workers that take part, the caller included; the others sleep.
+    let admitted: Atomic<Int>
     var parts = 0
     /// Not retained: whoever called `run` holds it until every worker has left.
     unowned(unsafe) var runner: (any PartRunner)?
+
+    init(workers: Int) { admitted = Atomic(workers) }
 }
 
 /// The hand-over between the caller and its workers.
@@ -151,7 +164,7 @@ private struct Announcement: ~Copyable {
 /// the work, then waits until nobody is inside. So runner and parts are never replaced under a
 /// reader, and a worker that wakes late delays nobody.
 private final class SharedWork {
-    private let announcement = Lonely(Announcement())
+    private let announcement: Lonely<Announcement>
     private let next = Lonely(Atomic<Int>(0))
     private let inside = Lonely(Atomic<Int>(0))
     private let sleepers = Lonely(Atomic<Int>(0))
@@ -159,14 +172,20 @@ private final class SharedWork {
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let workCame = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
     private let allLeft = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    /// For workers that are not admitted.
+    private let moreAdmitted = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
 
-    init() {
+    init(workers: Int) {
+        announcement = Lonely(Announcement(workers: workers))
+        pthread_cond_init(moreAdmitted, nil)
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(workCame, nil)
         pthread_cond_init(allLeft, nil)
     }
 
     deinit {
+        pthread_cond_destroy(moreAdmitted)
+        moreAdmitted.deallocate()
         pthread_cond_destroy(allLeft)
         pthread_cond_destroy(workCame)
         pthread_mutex_destroy(mutex)
@@ -203,13 +222,31 @@ private final class SharedWork {
     func stop() {
         announcement.at.pointee.isStopping.store(true, ordering: .sequentiallyConsistent)
         announce()
+        wakeAdmitted()
+    }
+
+    /// Workers that take part from the next region on, the caller included.
+    var admitted: Int { announcement.at.pointee.admitted.load(ordering: .relaxed) }
+
+    /// Between regions, by the caller.
+    func admit(_ workers: Int) {
+        let before = announcement.at.pointee.admitted.exchange(workers, ordering: .sequentiallyConsistent)
+        if workers > before { wakeAdmitted() }
+    }
+
+    private func wakeAdmitted() {
+        pthread_mutex_lock(mutex)
+        pthread_cond_broadcast(moreAdmitted)
+        pthread_mutex_unlock(mutex)
     }
 
     func workerLoop(index: Int) {
         var seen: UInt64 = 0
         while true {
-            seen = waitForWork(after: seen)
+            waitUntilAdmitted(index)
+            seen = waitForWork(after: seen, index)
             if announcement.at.pointee.isStopping.load(ordering: .sequentiallyConsistent) { return }
+            guard isAdmitted(index) else { continue }
             inside.at.pointee.add(1, ordering: .sequentiallyConsistent)
             if announcement.at.pointee.isOpen.load(ordering: .sequentiallyConsistent) { takeParts(index) }
             leave()
@@ -238,11 +275,24 @@ private final class SharedWork {
         pthread_mutex_unlock(mutex)
     }
 
-    /// The next generation, once there is one.
-    private func waitForWork(after seen: UInt64) -> UInt64 {
-        while true {
+    /// Sleeps as long as there are enough workers without this one.
+    private func waitUntilAdmitted(_ index: Int) {
+        guard !isAdmitted(index) else { return }
+        pthread_mutex_lock(mutex)
+        while !isAdmitted(index) { pthread_cond_wait(moreAdmitted, mutex) }
+        pthread_mutex_unlock(mutex)
+    }
+
+    private func isAdmitted(_ index: Int) -> Bool {
+        announcement.at.pointee.admitted.load(ordering: .sequentiallyConsistent) > index
+            || announcement.at.pointee.isStopping.load(ordering: .sequentiallyConsistent)
+    }
+
+    /// The next generation, once there is one; at once where the worker is not admitted any more.
+    private func waitForWork(after seen: UInt64, _ index: Int) -> UInt64 {
+        while isAdmitted(index) {
             let begun = announcement.at.pointee.begun.load(ordering: .sequentiallyConsistent)
-            if spinOrYield(until: { hasWork(after: seen) }) { break }
+            if spinOrYield(until: { hasWork(after: seen) || !isAdmitted(index) }) { break }
             sleep(after: seen, begun: begun)
         }
         return announcement.at.pointee.generation.load(ordering: .sequentiallyConsistent)

@@ -33,8 +33,20 @@ public struct EngineOptions: Sendable {
     /// Where packed weights are kept in files that later engines map and share; nil to pack in private
     /// memory every time. Changes no result.
     public var packedWeights: PackedWeightsCache?
+    /// When matrices are packed. Changes no result.
+    public var packing = PackingTime.beforehand
+    /// Whether the compute threads make room for those of this user's other engines on the machine, so that
+    /// they take no more than there are cores together. Changes no result.
+    public var sharesCores = false
+    /// Where engines tell each other how many threads they compute with.
+    var coreSharePath = CoreShare.standardPath
 
     public init() {}
+
+    /// nil where nothing is to be shared, or cannot be.
+    func coreShare() -> CoreShare? {
+        sharesCores && threads > 1 ? CoreShare(path: coreSharePath, pinned: pinnedCores) : nil
+    }
 }
 
 /// Which rows of logits a caller wants.

@@ -6,7 +6,8 @@ struct Matrix {
     enum Layout {
         /// As the source has it in memory, row after row.
         case rows(UnsafeRawPointer, ElementType)
-        case packed(tk_packed, PackedFormat)
+        /// Packed, or to be packed; the format is its plan's.
+        case packed(UnsafePointer<PackedMatrix>, PackedFormat)
     }
 
     var rows: Int
@@ -66,7 +67,7 @@ enum EmbeddingTable {
     case rows(UnsafeRawPointer, ElementType)
     case blocks(UnsafeRawPointer, BlockFormat)
     /// The output projection's matrix.
-    case packed(tk_packed)
+    case packed(UnsafePointer<PackedMatrix>)
 }
 
 /// All weights of a model by role, shapes checked. With `packing`, matrices that have a packed format
@@ -80,10 +81,11 @@ final class ModelWeights: @unchecked Sendable {
     private(set) var head: Projection
     private(set) var finalNorm: UnsafePointer<Float>
     private(set) var layers: [LayerWeights]
-    /// Bytes of the packed matrices.
-    let packedBytes: Int
+    /// The packed matrices; nil where none are.
+    let packed: PackedMatrices?
     private let hiddenSize: Int
     private let reader: WeightReader
+    private var background: BackgroundPacking?
 
     /// How matrices are packed, and by whom.
     struct Packing {
@@ -95,6 +97,28 @@ final class ModelWeights: @unchecked Sendable {
         var packsBF16: Bool
         /// Where packed matrices are kept between processes, if anywhere.
         var cache: PackedWeightsCache?
+        var time: PackingTime
+        /// Whether being without a file in the cache is an error.
+        var needsFile: Bool
+
+        /// Checks the options. The pool's workers pack.
+        init(_ options: EngineOptions, pool: ComputePool, needsFile: Bool = false) throws(ServingError) {
+            let variant = options.kernels ?? .best
+            guard let kernels = Kernels(variant) else {
+                throw ServingError(
+                    .unsupported, "kernels: this processor does not run \(variant.rawValue)", field: "kernels",
+                    blast: .process)
+            }
+            guard options.quantise?.canQuantise ?? true else {
+                throw ServingError(
+                    .unsupported,
+                    "quantize: \(options.quantise?.rawValue ?? "") is only read, not written; q8_0 and q4_0 are",
+                    field: "quantize", blast: .process)
+            }
+            (self.kernels, self.pool, self.needsFile) = (kernels, pool, needsFile)
+            (quantise, cache, time) = (options.quantise, options.packedWeights, options.packing)
+            packsBF16 = options.bf16Products && kernels.multipliesBF16
+        }
     }
 
     /// Looks up and checks every tensor the spec asks for, and packs. `progress` is called with
@@ -120,8 +144,19 @@ final class ModelWeights: @unchecked Sendable {
         self.layers = layers
         finalNorm = try reader.vector("model.norm.weight", spec.hiddenSize)
         self.reader = reader
-        packedBytes = reader.packedBytes
+        packed = reader.packed
+        guard let packed, !reader.isPacked, let packing, packing.time == .besides else { return }
+        background = BackgroundPacking(packed, report: packing.cache?.report)
     }
+
+    /// Bytes of the packed matrices.
+    var packedBytes: Int { packed?.byteCount ?? 0 }
+
+    /// Whether nothing is being packed (any more).
+    var isSettled: Bool { background?.isDone ?? true }
+
+    /// Returns once nothing is being packed.
+    func waitUntilSettled() { background?.wait() }
 
     /// The vector of one token, `hiddenSize` values.
     func embedRow(_ token: Int, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {
@@ -132,8 +167,7 @@ final class ModelWeights: @unchecked Sendable {
         case .blocks(let base, let format):
             let blocks = hiddenSize / format.valueCount
             format.dequantise(base + token * blocks * format.byteCount, into: values, blocks: blocks)
-        case .packed(let packed):
-            withUnsafePointer(to: packed) { tk_unpack_row(values, $0, token) }
+        case .packed(let matrix): matrix.pointee.unpackRow(token, into: values, kernels)
         }
     }
 
@@ -178,7 +212,9 @@ private final class WeightReader {
     /// What is packed, where, in this order.
     private var plans: [PackingPlan] = []
     private var planNumbers: [String: Int] = [:]
-    private var arena: PackedArena?
+    private(set) var packed: PackedMatrices?
+    /// Whether all packed matrices are ready.
+    private(set) var isPacked = false
 
     init(
         source: any TensorSource, spec: ModelSpec, packing: ModelWeights.Packing?,
@@ -198,14 +234,12 @@ private final class WeightReader {
                 try plan(projection.name + ".weight", projection.rows, projection.columns, &bytes)
             }
         }
-        if bytes > 0 { arena = try packedArena(bytes, packing) }
+        if bytes > 0 { try pack(bytes, packing) }
     }
 
     deinit {
         for vector in vectors { vector.deallocate() }
     }
-
-    var packedBytes: Int { arena?.byteCount ?? 0 }
 
     private static func expectedBytes(_ source: any TensorSource) -> Int {
         source.tensorNames.reduce(0) { sum, name in
@@ -259,54 +293,20 @@ private final class WeightReader {
 
     // MARK: Packing
 
-    /// All packed matrices: mapped from the cache's file, or packed here and written to it, or packed in memory.
-    private func packedArena(_ bytes: Int, _ packing: ModelWeights.Packing) throws(ServingError) -> PackedArena {
-        if let cache = packing.cache, let identity = source.identity {
-            let image = PackedImage(source: identity, plans: plans, byteCount: bytes)
-            let stored = plans.reduce(0) { $0 + $1.stored.byteCount }
-            switch cache.open(image, pool: packing.pool, progress: { self.reportShare($0, of: $1, stored) }) {
-            case .mapped(let arena):
-                // Samples for the identity were read.
-                for plan in plans { source.release(named: plan.name) }
-                return arena
-            case .writer(let writer):
-                if let arena = try packedAndWritten(bytes, packing, writer, cache) { return arena }
-            case .unavailable: break
-            }
+    /// Makes the packed matrices ready, or their sources where packing may wait.
+    private func pack(_ bytes: Int, _ packing: ModelWeights.Packing) throws(ServingError) {
+        let packed = PackedMatrices(
+            plans: plans, byteCount: bytes, source: source, kernels: packing.kernels, cache: packing.cache)
+        self.packed = packed
+        let isLater = packing.time != .beforehand && packed.canWait
+        if !isLater {
+            try packed.pack(packing.pool, needsFile: packing.needsFile) { self.report(upTo: $0) }
+        } else if packing.time == .never || !packed.mapIfWritten(packing.pool, { self.report(upTo: $0) }) {
+            packed.touch(packing.pool) { self.report(upTo: $0) }
+            return
         }
-        let arena = try PackedArena(byteCount: bytes)
-        for plan in plans { pack(plan, to: arena, packing) }
-        return arena
-    }
-
-    /// nil where the file cannot be written, which was reported then.
-    private func packedAndWritten(
-        _ bytes: Int, _ packing: ModelWeights.Packing, _ writer: PackedFileWriter, _ cache: PackedWeightsCache
-    ) throws(ServingError) -> PackedArena? {
-        let before = loadedBytes
-        let arena = try PackedArena(byteCount: bytes)
-        var failure: String?
-        for plan in plans where failure == nil {
-            pack(plan, to: arena, packing)
-            failure = writer.write(arena, upTo: plan.range.upperBound)
-        }
-        failure = failure ?? writer.finish()
-        cache.report(writer.account(of: failure))
-        if failure == nil { return arena }
-        loadedBytes = before
-        return nil
-    }
-
-    private func pack(_ plan: PackingPlan, to arena: PackedArena, _ packing: ModelWeights.Packing) {
-        plan.pack(to: arena, kernels: packing.kernels, pool: packing.pool)
-        source.release(named: plan.name)
-        report(plan.stored.byteCount)
-    }
-
-    private func packed(_ plan: PackingPlan, in arena: PackedArena) -> tk_packed {
-        tk_packed(
-            panels: (arena.base + plan.offset).assumingMemoryBound(to: UInt8.self), outputs: plan.rows,
-            inputs: plan.columns, format: plan.format.code)
+        isPacked = true
+        packed.settle()
     }
 
     // MARK: Tensors by role
@@ -337,9 +337,9 @@ private final class WeightReader {
     }
 
     func matrix(_ name: String, _ rows: Int, _ columns: Int) throws(ServingError) -> Matrix {
-        if let number = planNumbers[name], let arena {
-            let plan = plans[number]
-            return Matrix(rows: rows, columns: columns, layout: .packed(packed(plan, in: arena), plan.format))
+        if let number = planNumbers[name], let first = packed?.matrices.baseAddress {
+            return Matrix(
+                rows: rows, columns: columns, layout: .packed(UnsafePointer(first + number), plans[number].format))
         }
         let view = try tensor(name, [rows, columns], touched: true)
         return Matrix(rows: rows, columns: columns, layout: .rows(view.base, view.type))
@@ -389,9 +389,9 @@ private final class WeightReader {
         progress(min(loadedBytes, totalBytes), totalBytes)
     }
 
-    /// For work that is counted in shares of `bytes`, the first of all.
-    private func reportShare(_ done: Int, of count: Int, _ bytes: Int) {
-        loadedBytes = done == count ? bytes : bytes / count * done
+    /// For the packed matrices, which are the first of all: bytes of their sources so far.
+    private func report(upTo bytes: Int) {
+        loadedBytes = bytes
         report(0)
     }
 }

@@ -223,7 +223,7 @@ struct PackedFileReader {
 /// Writes a file of packed matrices beside the work of packing them, under a temporary name that it holds
 /// locked; `finish` puts it in its place.
 final class PackedFileWriter {
-    private let image: PackedImage
+    let image: PackedImage
     private let pool: ComputePool
     private let descriptor: Int32
     private let partPath: String
@@ -277,6 +277,9 @@ final class PackedFileWriter {
         written = windows.upperBound
         return arena.map(windows, of: descriptor, offset: PackedImage.dataOffset) ? nil : lastSystemError()
     }
+
+    /// Bytes of the arena, from its start, that are the file's.
+    var mappedBytes: Int { min(image.byteCount, written * PackedArena.windowBytes) }
 
     /// In a sentence, what became of the file.
     func account(of failure: String?) -> String {

@@ -139,12 +139,16 @@ struct PackingPlan {
         return "matrix \(name) \(rows)x\(columns) \(from) to \(format.rawValue)\(turned) at \(offset)"
     }
 
-    /// Packs all panels, shared among the pool's workers.
-    func pack(to arena: PackedArena, kernels: Kernels, pool: ComputePool) {
-        let perPart = max(1, Limits.partBytes / format.panelBytes(columns))
+    /// Packs all panels, shared among the pool's workers; leaves the rest undone once it is cancelled.
+    func pack(to arena: PackedArena, kernels: Kernels, pool: ComputePool, isCancelled: () -> Bool = { false }) {
+        let panelBytes = format.panelBytes(columns)
+        let perPart = max(1, Limits.partBytes / panelBytes)
         pool.run((panelCount + perPart - 1) / perPart) { part, _ in
+            guard !isCancelled() else { return }
             let first = part * perPart
-            pack(first..<min(panelCount, first + perPart), to: arena.base, kernels: kernels)
+            pack(
+                first..<min(panelCount, first + perPart), at: arena.base + offset + first * panelBytes,
+                kernels: kernels)
         }
     }
 
@@ -153,10 +157,11 @@ struct PackingPlan {
         static let partBytes = 512 << 10
     }
 
-    /// Packs some panels. May run beside others of the same matrix.
-    func pack(_ panels: Range<Int>, to arena: UnsafeMutableRawPointer, kernels: Kernels) {
+    /// Packs some panels, one behind another from `target` on. May run beside others of the same matrix.
+    func pack(_ panels: Range<Int>, at target: UnsafeMutableRawPointer, kernels: Kernels) {
         guard let rowBytes = stored.format.rowBytes(columns) else { return }
         let quantised = quantises ? QuantisedRows(format: format, columns: columns, kernels: kernels) : nil
+        let panelBytes = format.panelBytes(columns)
         withUnsafeTemporaryAllocation(of: UnsafeRawPointer?.self, capacity: TK_PANEL_OUTPUTS) { sources in
             for panel in panels {
                 for lane in sources.indices {
@@ -170,9 +175,9 @@ struct PackingPlan {
                     sources.initializeElement(at: lane, to: ready)
                 }
                 guard let first = sources.baseAddress else { return }
-                let target = arena + offset + panel * format.panelBytes(columns)
+                let place = target + (panel - panels.lowerBound) * panelBytes
                 kernels.packed.pointee.pack(
-                    target.assumingMemoryBound(to: UInt8.self), first, format.code, columns)
+                    place.assumingMemoryBound(to: UInt8.self), first, format.code, columns)
             }
         }
     }

@@ -65,26 +65,72 @@ public struct PackedWeightsCache: Sendable {
         return value.hasPrefix("/") ? value : nil
     }
 
+    /// A file of packed weights.
+    public struct File: Hashable, Sendable {
+        /// Inside the cache's folder.
+        public var name: String
+        public var byteCount: Int
+        /// Whether it was there before.
+        public var wasThere: Bool
+    }
+
+    /// Writes a model's file ahead of its first load, unless there is a good one. Throws where the model cannot
+    /// be read, or the file not written: no room, no folder, too small to be worth it.
+    ///
+    /// - options: as the engine that is to use the file has them; threads, kernels and quantisation count.
+    public func write(
+        spec: ModelSpec, weights: any TensorSource, options: EngineOptions = EngineOptions()
+    ) throws(ServingError) -> File {
+        var options = options
+        (options.packedWeights, options.packing) = (self, .beforehand)
+        try spec.validate()
+        let packing = try ModelWeights.Packing(
+            options, pool: ComputePool(workers: options.threads, cores: []), needsFile: true)
+        let packed = try ModelWeights(spec: spec, source: weights, packing: packing, progress: options.progress).packed
+        switch packed?.origin {
+        case .mapped(let image): return File(name: image.fileName, byteCount: image.fileBytes, wasThere: true)
+        case .written(let image): return File(name: image.fileName, byteCount: image.fileBytes, wasThere: false)
+        case .memory, nil:
+            throw ServingError(
+                .unsupported, "packed weights: no file was written, the model has no matrices that are packed",
+                field: "packed-cache", blast: .process)
+        }
+    }
+
     /// How the weights of an image are had.
     enum Opening {
         case mapped(PackedArena)
         /// They are packed and written.
         case writer(PackedFileWriter)
-        /// They are packed in memory; why was reported.
-        case unavailable
+        /// They are packed in memory, and why; it was reported.
+        case unavailable(String)
     }
 
+    /// The file's matrices, where there is a good one; without waiting for others. A bad one is deleted.
+    func find(_ image: PackedImage, pool: ComputePool, progress: @escaping (Int, Int) -> Void) -> PackedArena? {
+        guard image.byteCount >= bytesMin, image.hasRoom else { return nil }
+        let reader = PackedFileReader(image: image, pool: pool, progress: progress)
+        switch mapped(folder + "/" + image.fileName, reader) {
+        case .mapped(let arena): return arena
+        case .writer, .unavailable, nil: return nil
+        }
+    }
+
+    /// - isCancelled: ends the waiting for a writer in another process.
     func open(
-        _ image: PackedImage, pool: ComputePool, progress: @escaping (Int, Int) -> Void
+        _ image: PackedImage, pool: ComputePool, progress: @escaping (Int, Int) -> Void,
+        isCancelled: () -> Bool = { false }
     ) -> Opening {
-        guard image.byteCount >= bytesMin else { return .unavailable }
+        guard image.byteCount >= bytesMin else {
+            return .unavailable("\(image.byteCount) bytes are fewer than \(bytesMin), from which a file is worth it")
+        }
         let path = folder + "/" + image.fileName
         guard image.hasRoom, image.fileBytes <= bytesMax else {
             return unavailable("\(image.fileBytes) bytes exceed the limit of \(bytesMax)")
         }
         guard makeFolder() else { return unavailable("\(folder) cannot be made (\(lastSystemError()))") }
         let reader = PackedFileReader(image: image, pool: pool, progress: progress)
-        return mapped(path, reader) ?? wait(image, reader, pool, path)
+        return mapped(path, reader) ?? wait(image, reader, pool, path, isCancelled)
     }
 
     /// The file, where there is a good one; a bad one is deleted.
@@ -107,11 +153,12 @@ public struct PackedWeightsCache: Sendable {
 
     /// Becomes the writer, or waits for the one there is.
     private func wait(
-        _ image: PackedImage, _ reader: PackedFileReader, _ pool: ComputePool, _ path: String
+        _ image: PackedImage, _ reader: PackedFileReader, _ pool: ComputePool, _ path: String,
+        _ isCancelled: () -> Bool
     ) -> Opening {
         let partPath = path + ".part"
         var (silentPolls, lastSign) = (0, PartSign(partPath))
-        while silentPolls < silentPollsMax {
+        while silentPolls < silentPollsMax, !isCancelled() {
             switch lock(partPath) {
             case .failed(let reason): return unavailable("\(image.fileName) cannot be made (\(reason))")
             case .locked(let descriptor):
@@ -136,7 +183,7 @@ public struct PackedWeightsCache: Sendable {
 
     private func unavailable(_ reason: String) -> Opening {
         report("packed weights: packed in memory, \(reason)")
-        return .unavailable
+        return .unavailable(reason)
     }
 
     // MARK: - Folder and locks

@@ -9,7 +9,8 @@ struct EngineCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "engine", abstract: "Engine throughput: prefill, and decode at several batch sizes.",
         discussion: """
-            Rows are `prefill:TOKENS` and `decode:JOBS:CONTEXT`. A short prompt comes before the first.
+            Rows are `prefill:TOKENS` and `decode:JOBS:CONTEXT`. A short prompt comes before the first. Before and
+            after each run of a decode row the weights are read once without computing: the bandwidth of that moment.
 
               tandem-measure engine --model MODEL.gguf --row prefill:512 --row decode:16:128
             """)
@@ -25,6 +26,11 @@ struct EngineCommand: ParsableCommand {
     @Option(help: "Tokens that are prefilled before the first row, for pages and caches; 0: none.") var warmUp: Int = 32
     @Option(help: "Folder of packed weights, written by a first run and mapped by later ones (default: none).")
     var packedCache: String?
+    @Option(help: "Cores to pin the compute threads to, such as 0,1 (default: none).") var pinCores: String?
+    @Option(help: "When weights are packed: \(PackingTime.allCases.map(\.rawValue).joined(separator: ", ")).")
+    var packing: PackingTime = .beforehand
+    @Flag(help: "With --packing besides: wait for the packing's end before the first row.") var settle = false
+    @Flag(help: "Make room for this user's other engines on the machine, as workers do.") var shareCores = false
     @Flag(help: "Read the tokenizer too, as a server does, before the engine is made.") var withTokenizer = false
     @Flag(help: "A JSON object per line instead of a table.") var json = false
 
@@ -34,6 +40,16 @@ struct EngineCommand: ParsableCommand {
         else {
             throw ValidationError("--threads takes 1 to 1024, --rounds 1 to 1000, --steps and --warm-up to 65536")
         }
+        guard pinCores == nil || cores != nil else {
+            throw ValidationError("--pin-cores takes numbers of cores from 0 to 1023, separated by commas")
+        }
+    }
+
+    /// nil where they cannot be read.
+    var cores: [Int]? {
+        let parts = pinCores?.split(separator: ",", omittingEmptySubsequences: false) ?? []
+        let cores = parts.compactMap { Int($0) }.filter { (0...1023).contains($0) }
+        return cores.count == parts.count ? cores : nil
     }
 
     func run() throws {
@@ -41,13 +57,16 @@ struct EngineCommand: ParsableCommand {
         let bench = try EngineBench(self, rows: rows)
         json ? print(bench.json) : print(bench.text)
         for row in rows {
-            let seconds = bench.seconds(row, rounds: rounds, steps: steps)
+            let (seconds, reads) = bench.measure(row, rounds: rounds, steps: steps)
             let tokens = row.tokens(steps: steps)
             if json {
-                print("{\"row\": \"\(row)\", \"tokens\": \(tokens), \"seconds\": \(JSONText.array(seconds))}")
+                print(
+                    "{\"row\": \"\(row)\", \"tokens\": \(tokens), \"seconds\": \(JSONText.array(seconds)), "
+                        + "\"read_GBps\": \(JSONText.array(reads))}")
             } else {
-                let rates = Spread(seconds.map { Double(tokens) / $0 })
-                print("\(row.title.padding(toLength: 28, withPad: " ", startingAt: 0))\(rates.text(1))")
+                let rates = Spread(seconds.map { Double(tokens) / $0 }).text(1)
+                let title = row.title.padding(toLength: 28, withPad: " ", startingAt: 0)
+                print(title + (reads.isEmpty ? rates : "\(rates), reading \(Spread(reads).text(1)) GB/s"))
             }
         }
         if json { print("{\"resident_bytes\": \(Machine.residentBytes), \"peak_bytes\": \(Machine.peakBytes)}") }
@@ -69,6 +88,7 @@ enum QuantizeChoice: String, CaseIterable, ExpressibleByArgument {
 
 extension KVElementType: ExpressibleByArgument {}
 extension KernelVariant: ExpressibleByArgument {}
+extension PackingTime: ExpressibleByArgument {}
 
 /// One line of the table.
 enum EngineRow: Hashable, ExpressibleByArgument, CustomStringConvertible {
@@ -159,10 +179,13 @@ private struct EngineBench {
         options.packedWeights = command.packedCache.map { folder in
             PackedWeightsCache(folder: folder, bytesMin: 0) { FileHandle.standardError.write(Data("\($0)\n".utf8)) }
         }
+        options.pinnedCores = command.cores ?? []
+        (options.packing, options.sharesCores) = (command.packing, command.shareCores)
         try folder.weights.load(progress: nil)
         engine = try CPUEngine(spec: spec, weights: folder.weights, store: store, options: options)
         (model, weightBytes) = (command.model, folder.weights.byteCount)
         (threads, kvType) = (command.threads, command.kvType)
+        if command.settle { engine.waitUntilSettled() }
         loadSeconds = Double(DispatchTime.now().uptimeNanoseconds - start) / 1e9
         if command.warmUp > 0 { _ = prefill(command.warmUp) }
     }
@@ -192,18 +215,28 @@ private struct EngineBench {
             """
     }
 
-    /// Seconds of each run of a row.
-    func seconds(_ row: EngineRow, rounds: Int, steps: Int) -> [Double] {
+    /// Seconds of each run of a row, and for decode rows the bandwidth of reading the weights, in GB/s, around it.
+    func measure(_ row: EngineRow, rounds: Int, steps: Int) -> (seconds: [Double], reads: [Double]) {
         switch row {
         case .prefill(let tokens):
-            return (0..<rounds).map { _ in Machine.seconds { _ = prefill(tokens) } }
+            return ((0..<rounds).map { _ in Machine.seconds { _ = prefill(tokens) } }, [])
         case .decode(let jobs, let context):
             let blocks = Self.blocks(context + steps)
             fill(jobs: jobs, context: context, blocksPerJob: blocks)
             decode(jobs: jobs, context: context, steps: 1, blocksPerJob: blocks)
-            return (0..<rounds).map { _ in
-                Machine.seconds { decode(jobs: jobs, context: context, steps: steps, blocksPerJob: blocks) }
+            var (seconds, reads): ([Double], [Double]) = ([], [])
+            var before = engine.readWeights()
+            for _ in 0..<rounds {
+                seconds.append(
+                    Machine.seconds { decode(jobs: jobs, context: context, steps: steps, blocksPerJob: blocks) })
+                let after = engine.readWeights()
+                if let before, let after {
+                    let nanoseconds = before.time.nanoseconds + after.time.nanoseconds
+                    reads.append(Double(before.bytes + after.bytes) / Double(max(1, nanoseconds)))
+                }
+                before = after
             }
+            return (seconds, reads)
         }
     }
 

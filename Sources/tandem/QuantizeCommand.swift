@@ -11,7 +11,8 @@ struct QuantizeCommand: AsyncParsableCommand {
         discussion: """
             q8_0 keeps the quality of 16 bit at half its size; q4_0 is smaller still and costs some quality (its
             output projection stays in q8_0). f32, f16 and bf16 write the weights in that type. Norms and biases are
-            f32 in every file. llama.cpp reads the files too.
+            f32 in every file. llama.cpp reads the files too. The packed weights of the file are written as well, for
+            workers of this machine to map (see `tandem help pack`), unless it is small or --packed-cache is none.
 
               tandem quantize ./Qwen2.5-0.5B qwen-q8_0.gguf --type q8_0
               tandem quantize ./Qwen2.5-0.5B qwen-q4_0.gguf --type q4_0 --text held-out.txt
@@ -27,6 +28,7 @@ struct QuantizeCommand: AsyncParsableCommand {
     @Option(help: "Only the last Nth of each text of --text, texts being joined by <|endoftext|>; 0: all of it.")
     var heldOut: Int = 0
     @Option(help: "Windows of --text at most, spread over it; 0: all.") var windows: Int = 32
+    @OptionGroup var packed: PackedFolder
 
     func validate() throws {
         guard (0...1000).contains(heldOut), (0...1_000_000).contains(windows) else {
@@ -47,7 +49,19 @@ struct QuantizeCommand: AsyncParsableCommand {
         Terminal.say(QuantizeReport(report).text)
         let seconds = String(format: "%.1f", (ContinuousClock.now - started).seconds)
         Terminal.say("wrote \(out): \(Terminal.bytes(Double(report.bytesWritten))) in \(seconds) s")
+        if report.bytesWritten >= PackedWeightsCache.Limits.bytesMin, let cache = try packed.cache {
+            try pack(cache)
+        }
         if let text { try measure(on: text) }
+    }
+
+    /// Without that file the model serves as well, so a disk without room for it is no failure.
+    private func pack(_ cache: PackedWeightsCache) throws {
+        do throws(ServingError) {
+            Terminal.say(try PackedFolder.write(out, to: cache))
+        } catch {
+            Terminal.note(error.message)
+        }
     }
 
     /// The file against the folder's own numbers, with products in f32 for both where they are f32.

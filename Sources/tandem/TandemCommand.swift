@@ -27,7 +27,7 @@ struct Tandem: AsyncParsableCommand {
             ScaleCommand.self,
             SubmitCommand.self, ChatCommand.self, JobsCommand.self, ModelsCommand.self, BenchCommand.self,
             SimulateCommand.self, ProfileCommand.self, DoctorCommand.self, DemoCommand.self, RandomModelCommand.self,
-            QuantizeCommand.self,
+            QuantizeCommand.self, PackCommand.self,
         ])
 
     static func main() async {

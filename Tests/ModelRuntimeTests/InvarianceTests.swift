@@ -44,6 +44,7 @@ struct RandomModel {
         var slotSeed: UInt64 = 1
         var quantise: BlockFormat?
         var bf16Products = true
+        var packing = PackingTime.beforehand
     }
 
     /// Logits of all rows of all sequences, as bits.
@@ -57,6 +58,7 @@ struct RandomModel {
         options.rowsMax = way.rowsMax
         options.quantise = way.quantise
         options.bf16Products = way.bf16Products
+        options.packing = way.packing
         let engine = try CPUEngine(spec: spec, weights: source ?? weights, store: paged.store, options: options)
         var rows = [[[UInt32]]](repeating: [], count: sequences.count)
         let groups = way.together ? [Array(sequences.indices)] : sequences.indices.map { [$0] }

@@ -117,7 +117,7 @@ final class BlockTensors: TensorSource, @unchecked Sendable {
 /// The engine on packed weights.
 struct PackedEngineTests {
     /// A model whose rows fill whole blocks: of 256 for the K formats.
-    private func model(seed: UInt64, blocks: Int, type: ElementType = .bf16) -> RandomModel {
+    static func model(seed: UInt64, blocks: Int, type: ElementType = .bf16) -> RandomModel {
         var model = RandomModel(seed: seed)
         let isSuper = blocks == 256
         model.spec.layerCount = isSuper ? 1 : 2
@@ -141,7 +141,7 @@ struct PackedEngineTests {
         throws
     {
         let seed = UInt64(31)
-        var model = model(seed: seed, blocks: format.valueCount)
+        var model = Self.model(seed: seed, blocks: format.valueCount)
         if variant == .scalar { model.sequences = model.sequences.map { Array($0.prefix(9)) } }
         let source = BlockTensors(model.weights, format)
         let plain = try model.logits(.init(variant: variant, slotSeed: 3), source)
@@ -159,7 +159,7 @@ struct PackedEngineTests {
         _ quantise: BlockFormat?
     ) throws {
         for seed in UInt64(41)...42 {
-            let model = model(seed: seed, blocks: 32)
+            let model = Self.model(seed: seed, blocks: 32)
             let variant = KernelVariant.best
             let plain = try model.logits(.init(variant: variant, quantise: quantise))
             for way in [
@@ -175,7 +175,7 @@ struct PackedEngineTests {
     @Test(arguments: formats) func logitsAreNearTheReferencesOnDequantisedWeights(
         _ format: BlockFormat, _ variant: KernelVariant
     ) throws {
-        var model = model(seed: 51, blocks: format.valueCount)
+        var model = Self.model(seed: 51, blocks: format.valueCount)
         model.kvType = .f32
         model.sequences = [Array(model.sequences[0].prefix(3))]
         let source = BlockTensors(model.weights, format)
@@ -189,7 +189,7 @@ struct PackedEngineTests {
     }
 
     @Test func quantisingAtLoadEqualsQuantisedBlocksWithTheHeadInEightBits() throws {
-        let model = model(seed: 61, blocks: 32)
+        let model = Self.model(seed: 61, blocks: 32)
         for format in [BlockFormat.q8_0, .q4_0] {
             let source = BlockTensors(model.weights, format, head: .q8_0)
             var way = RandomModel.Way(variant: .best)
@@ -205,7 +205,7 @@ struct PackedEngineTests {
     }
 
     @Test func rowsInLlamaCppsOrderComeBackToTheirPlace() throws {
-        let model = model(seed: 71, blocks: 32)
+        let model = Self.model(seed: 71, blocks: 32)
         let way = RandomModel.Way(variant: .best)
         let plain = try model.logits(way, BlockTensors(model.weights, .q8_0))
         let turned = BlockTensors(model.weights, .q8_0, interleavedHeadDim: model.spec.headDim)
@@ -213,7 +213,7 @@ struct PackedEngineTests {
     }
 
     @Test func packedTensorsAreReleasedAndNamed() throws {
-        var model = model(seed: 81, blocks: 32)
+        var model = Self.model(seed: 81, blocks: 32)
         model.spec.tiedEmbeddings = false
         model.weights = MemoryTensors(random: model.spec, type: .f32, seed: 81)
         let names = try [nil, BlockFormat.q8_0, .q4_0].map { quantise in
@@ -244,12 +244,12 @@ struct PackedEngineTests {
     }
 
     @Test func formatsThatAreOnlyReadAreRefused() throws {
-        let model = model(seed: 95, blocks: 32)
+        let model = Self.model(seed: 95, blocks: 32)
         #expect(throws: ServingError.self) { try model.logits(.init(variant: .best, quantise: .q4_K)) }
     }
 
     @Test func bytesThatDoNotFillTheShapeAreRefused() throws {
-        let model = model(seed: 96, blocks: 32)
+        let model = Self.model(seed: 96, blocks: 32)
         let paged = try Paged(model.spec, blockTokens: 16, type: .f32, positions: 16)
         let source = ShortTensors(BlockTensors(model.weights, .q8_0))
         #expect(throws: ServingError.self) {

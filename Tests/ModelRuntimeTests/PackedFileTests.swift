@@ -9,7 +9,7 @@ import Testing
 /// Another source's tensors, with an identity.
 ///
 /// Unchecked because of the other source, which is read here only.
-private final class KnownTensors: TensorSource, @unchecked Sendable {
+final class KnownTensors: TensorSource, @unchecked Sendable {
     private let other: any TensorSource
     let identity: SourceIdentity?
 
@@ -26,7 +26,7 @@ private final class KnownTensors: TensorSource, @unchecked Sendable {
 }
 
 /// What a cache said.
-private final class Reports: Sendable {
+final class Reports: Sendable {
     private let lines = Mutex<[String]>([])
     var all: [String] { lines.withLock { $0 } }
     func add(_ line: String) { lines.withLock { $0.append(line) } }

@@ -104,6 +104,15 @@ uint64_t tk_touch(const void *base, size_t bytes);
 /// Keeps the calling thread on one core; 0 where the system allowed it.
 int tk_pin_thread(size_t core);
 
+/// Cores that this process may use; at least 1.
+size_t tk_core_count(void);
+
+/// Those cores as a set of 64: core c is bit c % 64. 0 where the system does not tell.
+uint64_t tk_core_set(void);
+
+/// Makes the calling thread nicer to all others; 0 where the system allowed it.
+int tk_lower_priority(int niceness);
+
 /// Tells the processor that a loop waits.
 static inline void tk_pause(void) {
 #if defined(__x86_64__)
