@@ -9,7 +9,9 @@ output tokens per second while between 85 and 15 % of them wait, over a job's me
 pipeline at the beginning nor the last long outputs at the end count. Each round has its own seed, and in it every
 policy serves the same jobs at the same instants on a cluster of its own, which has served some others before that do
 not count; the order of the policies turns from round to round. A figure is the median of the rounds, its spread their
-least and greatest; the factor against fcfs is taken round by round.
+least and greatest; the factor against fcfs is taken round by round. rpm and rpm-queue have a limit per minute and
+tenant of a quarter of the capacity, for four tenants; runs of seconds do not come to a minute's limit, so that these
+two rows say what counting costs and not what a limit does to those beyond it.
 """
 
 import asyncio
@@ -327,11 +329,14 @@ METRICS = ("jct_ms", "ttft_ms", "normalised_ms_per_token")
 
 def latency_table(result):
     rounds = result["rounds"]
+    limit = result.get("requests_per_minute")
     lines = [
         f"{result['jobs']} jobs of one seeded workload of mixed lengths at {result['rate']:.2f} jobs/s "
         f"({100 * result['load']:.0f} % of {result['capacity']:.2f} jobs/s, fcfs in the middle of a backlog); "
         f"{rounds} round(s), each its own seed, {result['warm_up']} jobs before that do not count; milliseconds, "
-        "median of the rounds (least-greatest)",
+        "median of the rounds (least-greatest)"
+        + (f"; rpm, rpm-queue: {limit} requests a minute and tenant"
+           if any(name.startswith("rpm") for name in result["latency"]) else ""),
     ]
     rows_of_text = [["policy", "JCT mean", "JCT P95", "JCT P99", "TTFT mean", "TTFT P95", "TTFT P99", "norm mean",
                      "norm P95", "norm P99", "JCT mean / fcfs", "tok/s", "preempted", "refused"]]
@@ -384,6 +389,8 @@ def main():
 
     def run(policy, what, more=()):
         state = options["state"]
+        if policy.startswith("rpm") and "requests_per_minute" in result:
+            more = [*more, "--policy-requests-per-minute", str(result["requests_per_minute"])]
         subprocess.run(["rm", "-rf", state], check=True)
         print(f"{what}, {policy}", file=sys.stderr)
         with Cluster(options["tandem"], state, [*flags, "--policy", policy, *more]) as cluster:
@@ -405,6 +412,7 @@ def main():
     if options["policies"]:
         result["capacity"] = options.get("capacity") or run("fcfs", "capacity")
         result["rate"] = options["rate"] = result["capacity"] * options["load"]
+        result["requests_per_minute"] = max(int(result["capacity"] * 60 / 4), 1)
         result["latency"] = {policy: [] for policy in options["policies"]}
     for number in range(options["rounds"] if options["policies"] else 0):
         options["round_seed"] = options["seed"] + number

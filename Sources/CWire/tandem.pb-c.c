@@ -4895,7 +4895,7 @@ const ProtobufCEnumDescriptor tandem__assign_prefill__path__descriptor =
   tandem__assign_prefill__path__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCFieldDescriptor tandem__assign_prefill__field_descriptors[8] =
+static const ProtobufCFieldDescriptor tandem__assign_prefill__field_descriptors[9] =
 {
   {
     "work",
@@ -4993,11 +4993,24 @@ static const ProtobufCFieldDescriptor tandem__assign_prefill__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "precedes",
+    9,
+    PROTOBUF_C_LABEL_OPTIONAL,
+    PROTOBUF_C_TYPE_BOOL,
+    offsetof(Tandem__AssignPrefill, has_precedes),
+    offsetof(Tandem__AssignPrefill, precedes),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned tandem__assign_prefill__field_indices_by_name[] = {
   6,   /* field[6] = credit_bytes */
   7,   /* field[7] = lease */
   5,   /* field[5] = path */
+  8,   /* field[8] = precedes */
   2,   /* field[2] = target */
   3,   /* field[3] = target_host */
   4,   /* field[4] = target_port */
@@ -5007,7 +5020,7 @@ static const unsigned tandem__assign_prefill__field_indices_by_name[] = {
 static const ProtobufCIntRange tandem__assign_prefill__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 8 }
+  { 0, 9 }
 };
 const ProtobufCMessageDescriptor tandem__assign_prefill__descriptor =
 {
@@ -5017,7 +5030,7 @@ const ProtobufCMessageDescriptor tandem__assign_prefill__descriptor =
   "Tandem__AssignPrefill",
   "tandem",
   sizeof(Tandem__AssignPrefill),
-  8,
+  9,
   tandem__assign_prefill__field_descriptors,
   tandem__assign_prefill__field_indices_by_name,
   1,  tandem__assign_prefill__number_ranges,

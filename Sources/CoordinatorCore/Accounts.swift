@@ -34,22 +34,16 @@ extension Coordinator {
     /// Tokens of others that a tenant's jobs have caused to be computed again.
     public func causedTokens(of tenant: TenantID) -> Int { tenants[tenant]?.usage.causedTokens ?? 0 }
 
-    /// The virtual counters, without what is charged ahead for jobs that are under way.
-    public var counterRecords: [CounterRecord] {
-        var prompts: [TenantID: Int64] = [:]
-        var outputs: [TenantID: Int64] = [:]
-        for job in jobs.values {
-            if !job.promptSettled { prompts[job.tenant, default: 0] += Int64(job.chargedPrompt) }
-            outputs[job.tenant, default: 0] += Int64(policy.prepaidTokens(of: job.id))
-        }
-        return policy.counterRecords.map { record in
-            var record = record
-            record.value -= policy.parts(
-                promptTokens: prompts[record.tenant] ?? 0, outputTokens: outputs[record.tenant] ?? 0,
-                of: record.tenant)
-            return record
-        }
-    }
+    /// The virtual counters, with what is charged ahead for jobs that are under way, and how much that is.
+    public var counterRecords: [CounterRecord] { policy.counterRecords }
+
+    /// Counters that have changed since this was last asked. A driver that keeps them after each event,
+    /// before it performs the event's actions, can be killed at any time: no token has been handed to
+    /// anybody that its successor's counters do not hold.
+    public mutating func takeChangedCounters() -> [CounterRecord] { policy.takeChangedCounters() }
+
+    /// See `SchedulingPolicy.countingTag`.
+    public var countingTag: Int64? { policy.countingTag }
 
     public var lastWaitingCounter: Int64? { policy.lastWaitingValue }
 

@@ -37,7 +37,7 @@ extension Coordinator {
                 predictedPrefill: costs.prefill(tokens: uncachedTokens(job)), due: submission.due.map { now + $0 },
                 predictedToken: decodeIteration, predictedOutput: submission.predictedOutputTokens,
                 outputMax: submission.sampling.maxTokens, knownOutput: submission.knownOutputTokens,
-                produced: job.log.count), at: now)
+                produced: job.log.count, promptTokens: job.promptTokens), at: now)
         mayPlace = true
     }
 

@@ -47,6 +47,6 @@ extension Coordinator {
     }
 
     private var livingPrefillWorkers: Int {
-        workers.all.reduce(0) { $0 + ($1.register.role == .prefill ? 1 : 0) }
+        workers.lanes.reduce(0) { $0 + ($1.role == .prefill ? 1 : 0) }
     }
 }

@@ -79,6 +79,8 @@ public struct CoordinatorConfiguration: Sendable {
     /// Jobs resident on a decode worker, in percent of its slots: above 100 the rest is paused. Jobs in
     /// its host tier do not count, nor, for one that comes, those that it would displace from a slot.
     public var decodeResidencyPercent = 150
+    /// Blocks left for each job that runs to grow into when another one comes, where there is no host tier.
+    public var growthBlocks = 2
     /// When decode workers take long prompts; nil: never.
     public var relief: ReliefConfiguration?
     /// Nil: free blocks and slots decide alone.

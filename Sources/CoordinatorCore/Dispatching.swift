@@ -57,10 +57,10 @@ extension Coordinator {
     private func place(_ job: Job) -> Verdict {
         let blocks = blocksNeeded(job.sequenceTokens + 1)
         let prefixes = index.prefixLengths(of: job.names)
-        let sinks = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0.decodes }
+        let sinks = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0 != .prefill }
         if sinks.able == 0, sinks.registered > 0 { return .never(tooLong(job, blocks: blocks)) }
         guard !sinks.open.isEmpty else { return sinks.refused > 0 && sinks.busy == 0 ? .hold : .wait }
-        let sources = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0.register.role == .prefill }
+        let sources = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0 == .prefill }
         let request = PlacementRequest(
             sequenceTokens: job.sequenceTokens, bytesPerToken: bytesPerToken,
             localOnly: sources.living == 0 || job.transferFailures >= configuration.transferFailuresBeforeLocal)
@@ -90,13 +90,23 @@ extension Coordinator {
     }
 
     private func candidates(
-        for job: Job, blocks: Int, prefixes: PrefixLengths, where suits: (Worker) -> Bool
+        for job: Job, blocks: Int, prefixes: PrefixLengths, where suits: (WorkerRole) -> Bool
     ) -> Candidates {
         var result = Candidates()
+        let isPlain =
+            prefixes.longest == 0 && inhibitions.isEmpty && job.unfit.isEmpty && job.refusedBy.isEmpty
+            && job.avoided.isEmpty
         for position in 0..<workers.count {
-            guard suits(workers.all[position]) else { continue }
+            let lane = workers.lanes[position]
+            guard suits(lane.role) else { continue }
             result.registered += 1
-            consider(position, job, blocks, prefixes, &result)
+            if isPlain, lane.blockCount >= blocks, result.front.covers(lane.queuedTokens, lane.jobs, lane.role) {
+                // Another one stands for it, whether it has room or not.
+                result.able += 1
+                if lane.isReady { result.living += 1 }
+            } else {
+                consider(position, job, blocks, prefixes, &result)
+            }
         }
         return result
     }
@@ -136,10 +146,12 @@ extension Coordinator {
     struct Front {
         private var least: [(queued: Int, residents: Int, role: WorkerRole)] = []
 
+        func covers(_ queued: Int, _ residents: Int, _ role: WorkerRole) -> Bool {
+            least.contains { $0.role == role && $0.queued <= queued && $0.residents <= residents }
+        }
+
         mutating func admits(_ queued: Int, _ residents: Int, _ role: WorkerRole) -> Bool {
-            for known in least where known.role == role {
-                if known.queued <= queued && known.residents <= residents { return false }
-            }
+            if covers(queued, residents, role) { return false }
             least.append((queued, residents, role))
             return true
         }
@@ -149,13 +161,31 @@ extension Coordinator {
         if inhibitions[worker.ref.id] != nil { return worker.jobs.isEmpty }
         switch worker.register.role {
         case .prefill:
-            return worker.prefills.count < configuration.prefillWindowJobs
-                && (worker.prefills.isEmpty
-                    || worker.queuedTokens + job.sequenceTokens <= configuration.prefillWindowTokens)
+            if worker.prefills.isEmpty { return true }
+            if worker.prefills.count < configuration.prefillWindowJobs,
+                worker.queuedTokens + job.sequenceTokens <= configuration.prefillWindowTokens
+            {
+                return true
+            }
+            // One more for whom the others would wait.
+            return worker.prefills.count <= configuration.prefillWindowJobs && precedes(job.id, prefillsOf: worker)
         case .decode, .mixed:
-            return blocks + growthReserve(of: worker) <= worker.availableBlocks && hasPlace(worker, for: job, &looks)
+            return blocks + growthReserve(of: worker) <= worker.availableBlocks
+                && hasPlace(worker, for: job, blocks: blocks, &looks)
                 && configuration.roomRule?.admits(job.id, on: worker.ref) ?? true
         }
+    }
+
+    /// Whether all prompts that a prefill worker has belong to tenants more than theta ahead of the job's: then it goes
+    /// before them.
+    func precedes(_ job: JobID, prefillsOf worker: borrowing Worker) -> Bool {
+        guard configuration.policy.separatesTenants, configuration.policy.preemptsRunning else { return false }
+        var others = 0
+        for id in worker.jobs where id != job && worker.prefills[id] != nil {
+            guard policy.isAhead(id, of: job, by: configuration.policy.theta) else { return false }
+            others += 1
+        }
+        return others > 0
     }
 
     /// Blocks that a worker takes a job with: for its next token, or, where it promises room to the
@@ -240,7 +270,7 @@ extension Coordinator {
         if !job.promptSettled, job.chargedPrompt == 0 {
             let cached = index.prefixLength(of: job.names, on: source.id) * configuration.blockTokens
             job.chargedPrompt = max(job.promptTokens - cached, 1)
-            policy.charge(job.tenant, promptTokens: job.chargedPrompt)
+            policy.chargeAhead(job.tenant, promptTokens: job.chargedPrompt)
         }
         jobs[id] = job
         workers.change(decode.id) { $0.attach(id) }

@@ -10,7 +10,7 @@ extension Coordinator {
         replans.removeAll(keepingCapacity: true)
         for name in names {
             // Where nobody is paused and nobody needs to be, there is nothing to plan.
-            let claimed = claim?.worker.id == name
+            let claimed = claim?.worker.id == name || claim?.restsFarAhead ?? false
             let needs = workers.read(name) { claimed || $0.hasPaused || $0.wantedBlocks > 0 || $0.isCrowded }
             if needs ?? false, let worker = workers[name] { replan(worker) }
         }
@@ -18,7 +18,7 @@ extension Coordinator {
 
     private mutating func replan(_ worker: Worker) {
         let claim = claim.flatMap { $0.worker == worker.ref ? $0 : nil }
-        let (chosen, standby) = choose(worker, resting: claim?.resting ?? [])
+        let (chosen, standby) = choose(worker, resting: resting(on: worker))
         var plan = change(worker, running: Set(chosen))
         plan.standby = standby.compactMap { id in jobs.readOptional(id) { $0.transfer } }
         plan.wantedBlocks = claim?.blocks ?? 0
@@ -36,7 +36,10 @@ extension Coordinator {
     /// displace rest.
     private mutating func choose(_ worker: Worker, resting: [JobID]) -> (running: [JobID], standby: [JobID]) {
         let slots = worker.register.batchJobsMax
-        guard worker.isCrowded || !resting.isEmpty else { return (worker.residents, []) }
+        guard worker.isCrowded || !resting.isEmpty else {
+            policy.run(worker.residents, of: worker.residents, at: now)
+            return (worker.residents, [])
+        }
         let spare = min(max(slots / ResidencyLimits.standbyShare, 2), ResidencyLimits.standby)
         let ranking = policy.ranking(
             of: worker.residents, slots: slots, limit: slots + worker.away.count + resting.count + spare, at: now)
@@ -54,6 +57,15 @@ extension Coordinator {
         }
         policy.run(running, of: worker.residents, at: now)
         return (running, standby)
+    }
+
+    /// Who rests for the claim's sake.
+    private func resting(on worker: Worker) -> [JobID] {
+        guard let claim else { return [] }
+        if claim.restsFarAhead {
+            return policy.ahead(of: claim.job, by: recomputingTheta, among: worker.residents)
+        }
+        return claim.worker == worker.ref ? claim.resting : []
     }
 
     /// Who rests so that the first of those due whose pages are away can have memory.

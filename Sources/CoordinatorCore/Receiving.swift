@@ -63,6 +63,7 @@ extension Coordinator {
         stamp(job.id, \.reserved)
         setPhase(job.id, .assigned(pair))
         expect(job.id, within: configuration.replyTimeout)
+        let isUrgent = workers.read(pair.prefill.id) { precedes(job.id, prefillsOf: $0) } ?? false
         send(
             pair.prefill,
             .assignPrefill(
@@ -71,7 +72,7 @@ extension Coordinator {
                     promptTokens: job.promptTokens, pageIDs: job.names, sampling: job.submission.sampling,
                     wanted: ack.wanted, target: worker, targetHost: target.register.dataHost,
                     targetPort: target.register.dataPort, path: configuration.kvPath, creditBytes: ack.creditBytes,
-                    lease: configuration.transferLease)))
+                    lease: configuration.transferLease, precedes: isUrgent)))
     }
 
     /// A typed no: the job goes to another worker, or is held once enough have been asked.

@@ -37,10 +37,8 @@ extension Coordinator {
     /// Tokens before a prefill worker could begin with another prompt.
     private var leastPrefillQueue: Int {
         var least = Int.max
-        for position in 0..<workers.count {
-            let worker = workers.all[position]
-            guard worker.register.role == .prefill, worker.state == .ready else { continue }
-            least = min(least, worker.queuedTokens)
+        for lane in workers.lanes where lane.role == .prefill && lane.isReady {
+            least = min(least, lane.queuedTokens)
         }
         return least == .max ? 0 : least
     }

@@ -64,8 +64,9 @@ extension Coordinator {
 
     /// A worker whose pool is nearly full, or that has written jobs out, goes by the order of now.
     mutating func refreshOrder(at ref: WorkerRef) {
+        let isOrdered = configuration.policy.preemptsRunning
         let needs = workers.read(ref.id) { worker in
-            worker.register.swapPages > 0 && worker.residents.count > 1
+            worker.decodes && worker.residents.count > 1 && (isOrdered || worker.register.swapPages > 0)
                 && (worker.load.swap.free < worker.load.swap.total
                     || worker.load.blocks.available * 8 < worker.register.blockCount)
         }

@@ -21,9 +21,10 @@ extension Coordinator {
             }
         }
         guard configuration.policy.preemptsRunning else { return }
-        guard workers.read(worker.id, { $0.isCrowded }) ?? false else { return }
-        needReplan(worker.id)
-        if queuedJobs > 0, !mayPlace, nextWouldGo(to: worker.id) { mayPlace = true }
+        let isCrowded = workers.read(worker.id) { $0.isCrowded } ?? false
+        if isCrowded || claim?.restsFarAhead ?? false { needReplan(worker.id) }
+        guard queuedJobs > 0, !mayPlace else { return }
+        mayPlace = isCrowded && nextWouldGo(to: worker.id) || nextMayClaim(from: worker.id)
     }
 
     private mutating func observe(_ message: TokenSteps) {
@@ -174,7 +175,12 @@ extension Coordinator {
             stamp(id, \.decoding)
         }
         setPhase(id, .decoding(Residence(worker: worker, local: local)))
-        policy.started(id)
+        if workers.read(worker.id, { $0.isCrowded }) ?? false {
+            // The plan says who runs: one that comes does not stand before those who wait already.
+            workers.change(worker.id) { $0.hasPaused = true }
+        } else {
+            policy.started(id)
+        }
         let queued = local ? workers.read(worker.id) { $0.queuedTokens } ?? 0 : 0
         expect(id, within: configuration.jobSilenceMax + costs.prefill(tokens: queued) * 3)
         needReplan(worker.id)
@@ -220,7 +226,7 @@ extension Coordinator {
 
     mutating func settleCharge(_ id: JobID) {
         guard let job = jobs[id], !job.promptSettled else { return }
-        policy.charge(job.tenant, promptTokens: job.computedPrompt - job.chargedPrompt)
+        policy.settleAhead(job.tenant, charged: job.chargedPrompt, computed: job.computedPrompt)
         jobs[id]?.chargedPrompt = job.computedPrompt
         jobs[id]?.usage.computedTokens = job.computedPrompt
     }

@@ -148,12 +148,31 @@ extension WorkerID: SlotKey {
     }
 }
 
+/// What placing looks at of every worker: little and in one piece, since it goes through all of them.
+struct WorkerLane: Sendable {
+    var role: WorkerRole
+    var isReady: Bool
+    var blockCount: Int
+    var queuedTokens: Int
+    var jobs: Int
+
+    init(_ worker: borrowing Worker) {
+        role = worker.register.role
+        isReady = worker.state == .ready
+        blockCount = worker.register.blockCount
+        queuedTokens = worker.queuedTokens
+        jobs = worker.jobs.count
+    }
+}
+
 /// The registered workers in order of their names: found by name, looked through by position,
 /// changed in place.
 struct WorkerTable: Sendable {
     /// Names in order.
     private(set) var names: [WorkerID] = []
     private(set) var all: ContiguousArray<Worker> = []
+    /// Of each, by position.
+    private(set) var lanes: ContiguousArray<WorkerLane> = []
     private var positions = SlotTable<WorkerID, Int>(vacant: 0)
 
     var count: Int { names.count }
@@ -164,7 +183,10 @@ struct WorkerTable: Sendable {
         _modify {
             var worker = self[id]
             yield &worker
-            if let worker, let position = positions[id] { all[position] = worker }
+            if let worker, let position = positions[id] {
+                all[position] = worker
+                lanes[position] = WorkerLane(worker)
+            }
         }
     }
 
@@ -181,6 +203,7 @@ struct WorkerTable: Sendable {
     @inline(__always) @discardableResult
     mutating func change<Result>(_ id: WorkerID, _ body: (inout Worker) -> Result) -> Result? {
         guard let position = positions[id] else { return nil }
+        defer { lanes[position] = WorkerLane(all[position]) }
         return body(&all[position])
     }
 
@@ -188,11 +211,13 @@ struct WorkerTable: Sendable {
         let id = worker.ref.id
         if let position = positions[id] {
             all[position] = worker
+            lanes[position] = WorkerLane(worker)
             return
         }
         let position = names.firstIndex { id < $0 } ?? names.count
         names.insert(id, at: position)
         all.insert(worker, at: position)
+        lanes.insert(WorkerLane(worker), at: position)
         renumber(from: position)
     }
 
@@ -200,6 +225,7 @@ struct WorkerTable: Sendable {
         guard let position = positions.removeValue(forKey: id) else { return }
         names.remove(at: position)
         all.remove(at: position)
+        lanes.remove(at: position)
         renumber(from: position)
     }
 

@@ -96,22 +96,35 @@ final class Generation: ExchangeHandler {
     // MARK: Jobs
 
     private func submit(_ plans: [SamplingParameters]) {
-        let sizes = zip(prompts, plans).map { $0.tokens.count + $1.maxTokens }
-        let refusal = door.service.takeQuota(
-            exchange.caller.tenant, jobs: plans.count * request.n, tokens: sizes.reduce(0, +) * request.n)
-        if let refusal { return fail(refusal) }
+        let tenant = exchange.caller.tenant
+        // What joins or replays a job asks for nothing new.
+        let sizes = (0..<plans.count * request.n).map { index -> Int? in
+            if let key = key(ofChoice: index), door.service.knows(key: key, of: tenant) { return nil }
+            let prompt = index / request.n
+            return prompts[prompt].tokens.count + plans[prompt].maxTokens
+        }
+        let new = sizes.compactMap(\.self)
+        if !new.isEmpty,
+            let refusal = door.service.takeQuota(tenant, jobs: new.count, tokens: new.reduce(0, +))
+        {
+            return fail(refusal)
+        }
         for (promptIndex, plan) in plans.enumerated() {
             let pages = door.service.pageIDs(of: prompts[promptIndex].tokens, tenant: pageSpace)
             for copy in 0..<request.n {
                 guard state == .admitting else {
-                    let later = sizes.dropFirst(promptIndex + 1).reduce(0, +) * request.n
-                    return door.service.giveBackQuota(
-                        exchange.caller.tenant, tokens: sizes[promptIndex] * (request.n - copy) + later)
+                    let later = sizes.dropFirst(promptIndex * request.n + copy).compactMap(\.self)
+                    return door.service.giveBackQuota(tenant, tokens: later.reduce(0, +))
                 }
                 submitChoice(promptIndex: promptIndex, copy: copy, plan: plan, pages: pages)
             }
         }
         openIfAdmitted()
+    }
+
+    /// Keys hold visible ASCII only, so no client's key looks like another one's later choice.
+    private func key(ofChoice index: Int) -> String? {
+        idempotencyKey.map { index == 0 ? $0 : "\($0)\u{1F}\(index)" }
     }
 
     private var pageSpace: TenantID {
@@ -129,13 +142,11 @@ final class Generation: ExchangeHandler {
                 tokenizer: door.configuration.model.tokenizer, stopTokens: sampling.stopTokens,
                 stopStrings: request.stopStrings, skipsSpecialTokens: request.skipsSpecialTokens))
         choices.append(choice)
-        // Keys hold visible ASCII only, so no client's key looks like another one's later choice.
-        let key = idempotencyKey.map { choice.index == 0 ? $0 : "\($0)\u{1F}\(choice.index)" }
         door.service.submit(
             JobSubmission(
                 job: job, tenant: exchange.caller.tenant, promptTokens: prompts[promptIndex].tokens, pageIDs: pages,
                 sampling: sampling, priority: request.priority, deadline: request.objectives.deadline,
-                idempotencyKey: key, pageSpace: pageSpace, due: request.objectives.firstToken),
+                idempotencyKey: key(ofChoice: choice.index), pageSpace: pageSpace, due: request.objectives.firstToken),
             request: record, sink: choice)
     }
 

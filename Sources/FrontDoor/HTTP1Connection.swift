@@ -61,6 +61,7 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
     private var writesPending = 0
     private var writesDone = 0
     private var writesDoneBefore = 0
+    private var unflushed = 0
     private var writeTimer: Scheduled<Void>?
 
     /// What a time limit runs on.
@@ -75,6 +76,10 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
         static let lingerTime = TimeAmount.seconds(2)
         static let lingerBytesMax = 1 << 20
         static let bodyCheckEvery = TimeAmount.seconds(5)
+        /// Parts of a response that may wait for the end of the loop's turn. A turn may find a long
+        /// backlog of tokens: what a killed coordinator has charged for and not yet given to the kernel is
+        /// bounded by this.
+        static let unflushedMax = 8
     }
 
     init(door: FrontDoor, watch: RequestLineWatch) {
@@ -442,8 +447,14 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
             if self.writesPending == 0 { self.closeIfWritten() }
         }
         context.write(wrapOutboundOut(part), promise: promise)
-        scheduleFlush(context)
+        unflushed += 1
+        if unflushed >= Limits.unflushedMax { flush() } else { scheduleFlush(context) }
         armWriteTimer()
+    }
+
+    private func flush() {
+        unflushed = 0
+        context?.flush()
     }
 
     private func scheduleFlush(_ context: ChannelHandlerContext) {
@@ -452,7 +463,7 @@ final class HTTP1Connection: ChannelInboundHandler, ExchangeWriter {
         context.eventLoop.assumeIsolated().execute { [weak self] in
             guard let self else { return }
             self.flushScheduled = false
-            self.context?.flush()
+            self.flush()
         }
     }
 

@@ -13,6 +13,7 @@ final class HTTP2Connection: ChannelInboundHandler {
     private var context: ChannelHandlerContext?
     private var streams: [Int32: HTTP2Writer] = [:]
     private var pumpScheduled = false
+    private var unflushed = 0
     private var isClosing = false
     private var idleSince: NIODeadline
     private var timer: Scheduled<Void>?
@@ -22,6 +23,8 @@ final class HTTP2Connection: ChannelInboundHandler {
     enum Limits {
         static let checkEvery = TimeAmount.seconds(5)
         static let writeBytesMax = 32 << 10
+        /// See `HTTP1Connection.Limits.unflushedMax`; of all streams together.
+        static let unflushedMax = 8
     }
 
     init(door: FrontDoor) throws(ServingError) {
@@ -135,7 +138,11 @@ final class HTTP2Connection: ChannelInboundHandler {
     fileprivate func write(_ stream: Int32, _ bytes: ByteBuffer) -> Bool {
         defer { schedulePump() }
         switch session.write(stream, Array(bytes.readableBytesView)) {
-        case .ok: return true
+        case .ok:
+            unflushed += 1
+            // Events of the session wait for the pump: whoever writes is in the midst of its own.
+            if unflushed >= Limits.unflushedMax, !isClosing { send() }
+            return true
         case .paused, .closed: return false
         }
     }
@@ -162,7 +169,16 @@ final class HTTP2Connection: ChannelInboundHandler {
     }
 
     private func pump() {
-        guard let context, !isClosing else { return }
+        guard context != nil, !isClosing else { return }
+        send()
+        handle(session.takeEvents())
+        if session.wantsToClose { closeWhenWritten() }
+    }
+
+    /// Gives the session's bytes to the socket.
+    private func send() {
+        unflushed = 0
+        guard let context else { return }
         var wrote = false
         while context.channel.isWritable {
             let bytes = session.bytesToSend(upTo: Limits.writeBytesMax)
@@ -171,8 +187,6 @@ final class HTTP2Connection: ChannelInboundHandler {
             write(ByteBuffer(bytes: bytes), context)
         }
         if wrote { context.flush() }
-        handle(session.takeEvents())
-        if session.wantsToClose { closeWhenWritten() }
     }
 
     private func write(_ bytes: ByteBuffer, _ context: ChannelHandlerContext) {

@@ -14,6 +14,8 @@ public protocol JobService: AnyObject {
     /// Answers through the sink: `admitted` or `failed`, then tokens, then `ended`.
     /// With an idempotency key that is known: the same `requestDigest` joins or replays the first
     /// job (the sink gets that job's id and all its tokens), another one fails with `conflict`.
+    /// Quota was taken for a submission unless its key is known; should the first job's answer turn out
+    /// to be gone, so that it runs anew, the service takes the quota itself.
     func submit(_ submission: JobSubmission, request: JobRequestRecord, sink: any JobSink)
 
     /// Replays a job's log from an output offset and follows it to its end.
@@ -34,6 +36,8 @@ public protocol JobService: AnyObject {
     /// Drains a worker; false where there is none of that name.
     func drain(_ worker: WorkerID, deadline: TimeSpan) -> Bool
 
+    /// Whether a submission with this key would join or replay a job, or conflict with it: it needs no quota.
+    func knows(key: String, of tenant: TenantID) -> Bool
     /// Takes a request from the tenant's quotas, or says why it cannot be had. What its jobs do not
     /// use of the tokens comes back when they end.
     func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError?

@@ -11,6 +11,8 @@ struct KeyFailures {
     }
 
     private var records: [String: Record] = [:]
+    /// When expired records may be searched for again: a search looks at all of them.
+    private var nextSearch = NIODeadline.uptimeNanoseconds(0)
 
     enum Limits {
         /// Unknown keys from one address in a window before it has to wait.
@@ -19,6 +21,7 @@ struct KeyFailures {
         static let trust = TimeAmount.hours(1)
         /// Past it, addresses that are new are not watched until others expire.
         static let addressesMax = 16_384
+        static let searchEvery = TimeAmount.seconds(1)
     }
 
     /// Whole seconds that the address has to wait; nil where it may present a key.
@@ -44,7 +47,8 @@ struct KeyFailures {
 
     private mutating func record(_ address: String, at now: NIODeadline) -> Record? {
         if let record = records[address] { return record }
-        if records.count >= Limits.addressesMax {
+        if records.count >= Limits.addressesMax, now >= nextSearch {
+            nextSearch = now + Limits.searchEvery
             records = records.filter { $0.value.windowEnds > now || $0.value.trustedUntil.map { $0 > now } ?? false }
         }
         return records.count < Limits.addressesMax ? Record(windowEnds: now + Limits.window) : nil

@@ -12,10 +12,12 @@ public struct LedgerFiles: Sendable {
     public let journal: JobJournal
     public let ledger: TenantLedger
     let marks: MarkFile
+    let counters: CounterFile
 
-    /// Opens or makes `path`, and `path.marks` beside it.
+    /// Opens or makes `path`, and `path.marks` and `path.counters` beside it.
     public init(path: String) throws(ServingError) {
         marks = try MarkFile(path: path + ".marks")
+        counters = try CounterFile(path: path + ".counters")
         store = try LedgerStore(path: path)
         journal = JobJournal(store: store)
         ledger = try TenantLedger(store: store)
@@ -23,8 +25,22 @@ public struct LedgerFiles: Sendable {
 }
 
 /// The coordinator's books: reservations and settlements, quotas, settings and statistics of tenants.
+///
+/// What is durable when. Counters and marks are in mapped files: they are stored after each event of the
+/// core, before a token of it is handed on, and a killed coordinator leaves them as they are. So after a
+/// kill (1) a settlement covers every token that its client was handed, and those beyond are no more than
+/// the event in which the coordinator died gave and `HTTP1Connection.Limits.unflushedMax` held back;
+/// (2) a tenant's counter is what it was, every charge and lift in it, but for what was charged ahead for
+/// prompts that were not computed yet, which is charged anew where the job runs again; it may hold the
+/// charge of the one event in which the coordinator died though nobody got its tokens; (3) who is lifted
+/// to whom is decided as it would have been. Lost are the work on prompts that had brought forth nothing
+/// (it is charged to nobody), the tokens that a tenant has caused others to compute again in the last
+/// second (in the sums, not in the counter), statistics, and requests of the last minute under `rpm`.
+/// SQLite has all of it once a second and a commit later, against a loss of power, which loses no more
+/// than that; counters are then moved by what the ledger has seen since they were written.
 struct CoordinatorAccounts {
     private let ledger: TenantLedger?
+    private let counterFile: CounterFile?
     private var book: AccountBook
     private var quotas = TenantQuotas()
     private var statistics = TenantStatistics()
@@ -42,6 +58,7 @@ struct CoordinatorAccounts {
 
     init(_ files: LedgerFiles?, settings: [TenantID: TenantSettings]) {
         ledger = files?.ledger
+        counterFile = files?.counters
         book = AccountBook(marks: files?.marks, ledger: files?.ledger)
         standing = settings
     }
@@ -95,10 +112,11 @@ struct CoordinatorAccounts {
         if let first = outcome.stamps.firstToken {
             statistics.observe(outcome.tenant, firstTokenAfter: first - outcome.stamps.received, at: now)
         }
-        guard let reservation = book.reservation(of: outcome.job) else { return }
         var counts = TokenCounts(outcome.usage)
         counts.streamed = Int64(outcome.usage.outputTokens)
-        giveBack(reservation, used: reservation.promptTokens + counts.streamed)
+        if let reservation = book.reservation(of: outcome.job) {
+            giveBack(reservation, used: reservation.promptTokens + counts.streamed)
+        }
         book.settle(
             outcome.job, counts, cutAt: cut.map(Int64.init), ending: outcome.ending.word, endedAt: seconds,
             with: answer.map { [$0] } ?? [])
@@ -121,7 +139,7 @@ struct CoordinatorAccounts {
         quotas.state(tenant, settings(of: tenant), at: now)
     }
 
-    /// A submission that joined another job needs nothing of its own.
+    /// A submission that was not admitted needs nothing.
     mutating func giveBack(_ submission: JobSubmission) {
         giveBack(submission.tenant, tokens: submission.promptTokens.count + submission.sampling.maxTokens)
     }
@@ -195,20 +213,34 @@ struct CoordinatorAccounts {
         writeCounters(core)
     }
 
+    /// To be called after each event, before its actions are performed: counters are nowhere behind what
+    /// anybody was handed.
+    func keepCounters(_ core: inout Coordinator) {
+        let changed = core.takeChangedCounters()
+        guard let counterFile, !changed.isEmpty else { return }
+        for record in changed where !counterFile.keep(CounterRow(record)) {
+            // The core forgets tenants, and so does the file where it needs their room.
+            counterFile.forget(allBut: Set(core.counterRecords.map(\.tenant)))
+            counterFile.keep(CounterRow(record))
+        }
+    }
+
     private mutating func writeCounters(_ core: Coordinator) {
-        guard let ledger else { return }
+        guard let ledger, let counting = core.countingTag else { return }
         var changed: [CounterRow] = []
         var rows: [TenantID: CounterRow] = [:]
         for record in core.counterRecords {
             let total = book.total(of: record.tenant)
-            let row = CounterRow(
-                tenant: record.tenant, value: record.value, lifted: record.lifted, computed: total.computed,
-                decoded: total.decoded)
+            var row = CounterRow(record)
+            row.stamp = counterFile?.stamp(of: record.tenant) ?? 0
+            (row.computed, row.decoded) = (total.computed, total.decoded)
             if written[record.tenant] != row { changed.append(row) }
             rows[record.tenant] = row
         }
         written = rows
-        if !changed.isEmpty { ledger.write(counters: changed, lastWaiting: core.lastWaitingCounter) }
+        if !changed.isEmpty {
+            ledger.write(counters: changed, counting: counting, lastWaiting: core.lastWaitingCounter)
+        }
     }
 
     // MARK: After a restart
@@ -227,10 +259,7 @@ struct CoordinatorAccounts {
             }
         }
         for (tenant, weight) in weights { core.setWeight(weight, of: tenant) }
-        core.restoreCounters(counters(content, settled, core), lastWaiting: content.lastWaiting)
-        // At once, with what was settled above: another crash within the second would find the sums moved
-        // and the counters not.
-        writeCounters(core)
+        restoreCounters(content, settled, into: &core)
         ledger.flush()
         if !recovery.lost.isEmpty || !recovery.carried.isEmpty {
             log.notice(
@@ -249,28 +278,57 @@ struct CoordinatorAccounts {
         return recovery.carried
     }
 
-    /// What was written last, moved by what the ledger has seen since. A tenant whose counter was never
-    /// written, or was forgotten, owes what its open jobs had come to: what it was served in its life
+    /// The counters of the file, and where it has none of a tenant, or an older one than SQLite (after a
+    /// loss of power), what was written last, moved by what the ledger has seen since. A tenant whose counter
+    /// was never kept, or was forgotten, owes what its open jobs had come to: what it was served in its life
     /// is no debt to those that came after, who would be lifted to it or served alone until they have it.
-    private func counters(
-        _ content: LedgerContent, _ settled: [TenantID: TokenCounts], _ core: Coordinator
+    private mutating func restoreCounters(
+        _ content: LedgerContent, _ settled: [TenantID: TokenCounts], into core: inout Coordinator
+    ) {
+        guard let counting = core.countingTag else { return clearCounters() }
+        // Counters from before this was noted count what is counted now.
+        let kept = counterFile?.counting ?? content.counting ?? counting
+        if kept != counting { clearCounters() }
+        counterFile?.setCounting(counting)
+        let rows = kept == counting ? content.counters : []
+        let slots = kept == counting ? counterFile?.found ?? [] : []
+        counterFile?.stampsFollow(rows.map(\.stamp).max() ?? 0)
+        core.restoreCounters(
+            records(rows, slots, settled).sorted { $0.tenant < $1.tenant },
+            lastWaiting: kept == counting ? content.lastWaiting : nil)
+        // At once, with what was settled above: another crash within the second would find the sums moved
+        // and the counters not.
+        keepCounters(&core)
+        writeCounters(core)
+    }
+
+    private func clearCounters() {
+        counterFile?.clear()
+        ledger?.clearCounters()
+    }
+
+    private func records(
+        _ rows: [CounterRow], _ slots: [CounterRow], _ settled: [TenantID: TokenCounts]
     ) -> [CounterRecord] {
-        var rows: [TenantID: CounterRow] = [:]
-        for row in content.counters { rows[row.tenant] = row }
-        for tenant in book.totals.keys where rows[tenant] == nil {
+        var records: [TenantID: CounterRecord] = [:]
+        var written: [TenantID: CounterRow] = [:]
+        for row in rows { written[row.tenant] = row }
+        for slot in slots where slot.stamp >= written[slot.tenant]?.stamp ?? 0 {
+            records[slot.tenant] = CounterRecord(slot)
+        }
+        for tenant in Set(written.keys).union(book.totals.keys) where records[tenant] == nil {
+            let total = book.total(of: tenant)
             let before = settled[tenant] ?? TokenCounts()
-            guard book.total(of: tenant) != before else { continue }
-            rows[tenant] = CounterRow(
-                tenant: tenant, value: 0, lifted: 0, computed: before.computed, decoded: before.decoded)
+            guard written[tenant] != nil || total != before else { continue }
+            let row =
+                written[tenant]
+                ?? CounterRow(tenant: tenant, value: 0, lifted: 0, computed: before.computed, decoded: before.decoded)
+            var record = CounterRecord(row)
+            record.promptAhead -= TokenCounts.since(row.computed, total.computed)
+            record.outputAhead -= TokenCounts.since(row.decoded, total.decoded)
+            records[tenant] = record
         }
-        return rows.values.sorted { $0.tenant < $1.tenant }.map { row in
-            let total = book.total(of: row.tenant)
-            let since = core.counterParts(
-                promptTokens: total.computed &- row.computed, outputTokens: total.decoded &- row.decoded,
-                of: row.tenant)
-            let (value, overflow) = row.value.addingReportingOverflow(max(since, 0))
-            return CounterRecord(tenant: row.tenant, value: overflow ? row.value : value, lifted: row.lifted)
-        }
+        return Array(records.values)
     }
 
     // MARK: For people
@@ -420,7 +478,32 @@ extension Sequence {
     }
 }
 
+extension CounterRow {
+    init(_ record: CounterRecord) {
+        self.init(tenant: record.tenant, value: record.value, lifted: record.lifted)
+        (prefillWork, decodeWork) = (record.prefillWork, record.decodeWork)
+        (promptAhead, outputAhead) = (record.promptAhead, record.outputAhead)
+        ceasedWaiting = record.ceasedWaiting
+    }
+}
+
+extension CounterRecord {
+    init(_ row: CounterRow) {
+        self.init(tenant: row.tenant, value: row.value, lifted: row.lifted)
+        (prefillWork, decodeWork) = (row.prefillWork, row.decodeWork)
+        // What is under way is no more than a coordinator can hold, whatever the file says.
+        promptAhead = min(max(row.promptAhead, 0), 1 << 40)
+        outputAhead = min(max(row.outputAhead, 0), 1 << 40)
+        ceasedWaiting = row.ceasedWaiting
+    }
+}
+
 extension TokenCounts {
+    /// Tokens between two sums that only grow.
+    static func since(_ earlier: Int64, _ later: Int64) -> Int64 {
+        min(max(later.subtractingReportingOverflow(earlier).partialValue, 0), 1 << 50)
+    }
+
     init(_ usage: JobUsage) {
         self.init(
             computed: Int64(usage.computedTokens), cached: Int64(usage.cachedTokens),

@@ -32,6 +32,8 @@ public final class CoordinatorHost {
 
     private var followers: [JobID: JobFollowers] = [:]
     private var requests: [JobID: JobRequestRecord] = [:]
+    /// How many requests there may be before those that nobody can ask for are searched for.
+    private var requestsBeforeSearch = 2 * Limits.requestsKept
     private var keys = IdempotencyKeys()
     /// Live jobs that have a record in the journal.
     private var journaled: Set<JobID> = []
@@ -88,6 +90,7 @@ public final class CoordinatorHost {
             let began = clock.now
             let actions = core.handle(next, at: began)
             decisions.observe((clock.now - began).seconds)
+            accounts.keepCounters(&core)
             for action in actions { perform(action) }
         }
     }
@@ -140,7 +143,9 @@ public final class CoordinatorHost {
     /// The request of a job is kept as long as the core remembers the job. A keyed one comes back
     /// from the journal when its key does, for as long as the journal keeps it.
     private func forgetOldRequests() {
-        guard requests.count > 2 * Limits.requestsKept else { return }
+        guard requests.count > requestsBeforeSearch else { return }
+        // As many again may come before the next search: its cost is spread over them.
+        defer { requestsBeforeSearch = 2 * max(Limits.requestsKept, requests.count) }
         let gone = requests.keys.filter {
             core.view($0) == nil && pastAnswers[$0] == nil && followers[$0] == nil
         }
@@ -289,22 +294,23 @@ extension CoordinatorHost: JobService {
         naming.names(of: tokens, blockTokens: blockTokens, tenant: tenant)
     }
 
+    public func knows(key: String, of tenant: TenantID) -> Bool { keys.job(of: key, of: tenant) != nil }
+
     public func submit(_ submission: JobSubmission, request: JobRequestRecord, sink: any JobSink) {
+        let isKnown = submission.idempotencyKey.map { knows(key: $0, of: submission.tenant) } ?? false
+        submit(submission, request, sink, hasQuota: !isKnown)
+    }
+
+    private func submit(
+        _ submission: JobSubmission, _ request: JobRequestRecord, _ sink: any JobSink, hasQuota: Bool
+    ) {
         if let key = submission.idempotencyKey, let first = keys.job(of: key, of: submission.tenant) {
-            if isRemembered(first) {
-                accounts.giveBack(submission)
-                return joinOrConflict(first, request, sink)
-            }
+            if isRemembered(first) { return joinOrConflict(first, request, sink) }
             if let journal { return submitAgain(submission, request, sink, afterFinding: first, in: journal) }
             keys.forget(first)
         }
-        guard !isDraining else {
-            accounts.giveBack(submission)
-            return sink.failed(
-                ServingError(.draining, "the cluster is stopping and takes no new job", retryAfterSeconds: 5))
-        }
-        if let refusal = accounts.refusal {
-            accounts.giveBack(submission)
+        if let refusal = refusal(of: submission, hasQuota: hasQuota) {
+            if hasQuota { accounts.giveBack(submission) }
             return sink.failed(refusal)
         }
         accounts.expect(submission, at: clock.wallClockSeconds)
@@ -319,6 +325,17 @@ extension CoordinatorHost: JobService {
             if request.detached { admitLazily(submission, request) }
             handle(.submitted(submission))
         }
+    }
+
+    /// Why the job cannot be admitted; takes quota for it where that was not done.
+    private func refusal(of submission: JobSubmission, hasQuota: Bool) -> ServingError? {
+        guard !isDraining else {
+            return ServingError(.draining, "the cluster is stopping and takes no new job", retryAfterSeconds: 5)
+        }
+        if let refusal = accounts.refusal { return refusal }
+        guard !hasQuota else { return nil }
+        return takeQuota(
+            submission.tenant, jobs: 1, tokens: submission.promptTokens.count + submission.sampling.maxTokens)
     }
 
     /// Whether a job can be joined or replayed at once: it lives, or its answer is in memory.
@@ -337,7 +354,7 @@ extension CoordinatorHost: JobService {
             loop.execute {
                 let (host, sink) = waiting.value
                 if !host.isRemembered(first), !host.rememberAnswer(record) { host.keys.forget(first) }
-                host.submit(submission, request: request, sink: sink)
+                host.submit(submission, request, sink, hasQuota: false)
             }
         }
     }
@@ -515,7 +532,8 @@ struct IdempotencyKeys {
 
     private var jobs: [Name: JobID] = [:]
     private var names: [JobID: Name] = [:]
-    private var order: [JobID] = []
+    /// In order of arrival, forgotten ones with them.
+    private var order = FrontQueue<JobID>()
 
     static let max = 65_536
 

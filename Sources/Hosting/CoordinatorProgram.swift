@@ -42,6 +42,9 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
     @Option(help: "Scheduling policy: \(PolicyConfiguration.names.joined(separator: ", ")).")
     public var policy: String = "fair-mlfq"
 
+    @Option(help: "Of the policies rpm and rpm-queue: requests of one tenant in any minute.")
+    public var policyRequestsPerMinute: Int = 30
+
     @Option(
         help: """
             Weights and quotas, e.g. "acme:weight=4,requests-per-minute=60;*:tokens-per-minute=10000,concurrent-jobs=8"; \
@@ -78,7 +81,11 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
     @Option(help: "Jobs that may wait; past it clients get 429 or 503 with Retry-After.")
     public var queue: Int = 1024
 
-    @Option(help: "File of API keys, one `key tenant [scope,...]` per line.")
+    @Option(
+        help: """
+            File of API keys, one `key tenant [infer,admin,metrics]` per line, `infer` where none is named; without \
+            it every request is let in.
+            """)
     public var apiKeys: String?
 
     @Option(help: "PEM file; with --tls-key the port speaks TLS.")
@@ -102,6 +109,8 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
     public init() {}
 
     static let reliefWaitMsMax: Int64 = 600_000
+    /// The policy remembers as many instants of each tenant.
+    static let policyRequestsPerMinuteRange = 1...100_000
 
     func configuration() throws(ServingError) -> CoordinatorConfiguration {
         var configuration = CoordinatorConfiguration()
@@ -118,6 +127,13 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
         }
         configuration.policy = policy
         configuration.policy.liftsToClampOnly = true
+        guard Self.policyRequestsPerMinuteRange.contains(policyRequestsPerMinute) else {
+            throw ServingError(
+                .invalidValue,
+                "policy-requests-per-minute: \(policyRequestsPerMinute) is outside 1 to \(Self.policyRequestsPerMinuteRange.upperBound)",
+                field: "policy-requests-per-minute", blast: .process)
+        }
+        configuration.policy.requestsPerMinute = policyRequestsPerMinute
         configuration.kvPath = path
         configuration.blockTokens = blockTokens
         configuration.placement.localPrefillThreshold = localPrefillTokens
@@ -177,6 +193,9 @@ struct CoordinatorProcess: Sendable {
         let files = try flags.journal.map { path throws(ServingError) in try LedgerFiles(path: path) }
         let tenants = try TenantSettings.table(flags.tenants)
         let doorConfiguration = try DoorSetup.configuration(flags, folder)
+        if !doorConfiguration.keys.isEmpty, !doorConfiguration.keys.contains(where: { $0.scopes.contains(.admin) }) {
+            log.warning("no API key has the scope admin: nobody can administer this cluster over HTTP")
+        }
         let own = WorkerRef(id: WorkerID("coordinator"), epoch: Epoch(.random(in: 1 ... .max)))
 
         let host = try await loop.submit {

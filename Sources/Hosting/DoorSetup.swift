@@ -44,7 +44,8 @@ enum DoorSetup {
     }
 }
 
-/// A text file, one `key tenant [scope,scope]` per line, `#` begins a comment.
+/// A text file, one `key tenant [scope,scope]` per line, `#` begins a comment. A key without scopes may
+/// ask for output and look at its own jobs (`infer`); the cluster and its metrics are for keys that say so.
 enum KeyFile {
     static let keysMax = 100_000
     static let tenantBytesMax = 64
@@ -80,7 +81,7 @@ enum KeyFile {
                 "api-keys: \(path) line \(line): a tenant's name has 1 to \(tenantBytesMax) bytes and does not begin"
                     + " with *", field: "api-keys", blast: .process)
         }
-        var scopes: Set<APIKey.Scope> = [.infer, .admin, .metrics]
+        var scopes: Set<APIKey.Scope> = [.infer]
         if words.count == 3 {
             scopes = []
             for name in words[2].split(separator: ",") {

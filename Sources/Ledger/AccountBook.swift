@@ -108,7 +108,11 @@ public struct AccountBook {
         with others: [LedgerStore.Write] = []
     ) {
         repeats.remove(job)
-        guard let account = accounts.removeValue(forKey: job) else { return }
+        guard let account = accounts.removeValue(forKey: job) else {
+            // Settled already, and run again for its answer alone.
+            ledger?.write(others)
+            return
+        }
         changed.remove(job)
         var counts = account.counts.orMore(last)
         if let cutAt { counts.streamed = min(counts.streamed, cutAt) }
@@ -166,7 +170,8 @@ public struct AccountBook {
 
     /// What was found open.
     public struct Recovery: Sendable {
-        /// Jobs that are run again, with what they had come to: nobody is charged for it a second time.
+        /// Jobs that are run again, with what they had come to: nobody is charged for it a second time. Those that
+        /// had ended are settled besides.
         public var carried: [JobID: TokenCounts] = [:]
         /// Jobs that went with their coordinator, settled by their marks.
         public var lost: [Settlement] = []
@@ -222,6 +227,11 @@ public struct AccountBook {
                         Settlement(found.reservation, found.counts, ending: ending, endedAt: seconds))
                 }
                 settle(job, found.counts, ending: ending, endedAt: seconds)
+                if isRunAgain(job) {
+                    // It had ended, and its answer was not on disk: it is run again and settled no second time.
+                    repeats.insert(job)
+                    recovery.carried[job] = found.counts
+                }
             }
         }
         return recovery

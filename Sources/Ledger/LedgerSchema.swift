@@ -6,6 +6,7 @@ enum LedgerSchema {
         var migrator = DatabaseMigrator()
         migrator.registerMigration("1: jobs") { try $0.execute(sql: jobs) }
         migrator.registerMigration("2: accounts") { try $0.execute(sql: accounts) }
+        migrator.registerMigration("3: whole counters") { try $0.execute(sql: wholeCounters) }
         return migrator
     }
 
@@ -81,4 +82,10 @@ enum LedgerSchema {
         ) WITHOUT ROWID;
         CREATE TABLE note (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
         """
+
+    /// What a counter needs beside its value to be taken up exactly (`CounterRow`).
+    private static let wholeCounters = [
+        "prefill_work", "decode_work", "prompt_ahead", "output_ahead", "ceased_waiting", "stamp",
+    ]
+    .map { "ALTER TABLE counter ADD COLUMN \($0) INTEGER NOT NULL DEFAULT 0;" }.joined(separator: "\n")
 }

@@ -1,4 +1,3 @@
-import Foundation
 import ServingTypes
 import Synchronization
 
@@ -28,9 +27,8 @@ public final class MarkFile: @unchecked Sendable {
 
     private enum Layout {
         static let magic: UInt64 = 0x3130_4B52_414D_4454
-        static let headerBytes = 4096
         static let slotBytes = 256
-        static let bytes = headerBytes + Limits.slots * slotBytes
+        static let bytes = MappedFile.headerBytes + Limits.slots * slotBytes
         // Words of a slot, and where its two texts begin.
         static let state = 0
         static let job = 1
@@ -49,75 +47,30 @@ public final class MarkFile: @unchecked Sendable {
         static let ended: UInt64 = 2
     }
 
-    private let base: UnsafeMutableRawPointer
-    private let descriptor: Int32
+    private let file: MappedFile
     private let freeSlots: Mutex<[Int]>
     /// Slots that hold what no version of this program wrote.
     public let unreadableSlots: Int
     /// Whether a file that no version of this program wrote was set aside.
-    public let setAside: Bool
+    public var setAside: Bool { file.setAside }
 
     /// Opens or makes the file and holds it against another coordinator. A file with a foreign header
     /// is set aside under the name `<path>.unreadable`.
     public init(path: String) throws(ServingError) {
-        func failed(_ what: String) -> ServingError {
-            ServingError(.internalError, "\(path): \(what): \(String(cString: strerror(errno)))", blast: .process)
-        }
-        var descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else { throw failed("cannot be opened") }
-        setAside = Self.isForeign(descriptor)
-        if setAside {
-            rename(path, path + ".unreadable")
-            close(descriptor)
-            descriptor = Glibc.open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-            guard descriptor >= 0 else { throw failed("cannot be opened") }
-        }
-        guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
-            close(descriptor)
-            throw failed("another coordinator keeps its accounts there")
-        }
-        // Room is taken now: a store into a mapped hole of a full disk would kill the process.
-        let error = posix_fallocate(descriptor, 0, off_t(Layout.bytes))
-        errno = error
-        guard error == 0 else {
-            close(descriptor)
-            throw failed("\(Layout.bytes) bytes cannot be had")
-        }
-        let mapped = mmap(nil, Layout.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0)
-        guard let mapped, mapped != MAP_FAILED else {
-            close(descriptor)
-            throw failed("cannot be mapped")
-        }
-        mapped.storeBytes(of: Layout.magic, as: UInt64.self)
-        base = mapped
-        self.descriptor = descriptor
+        file = try MappedFile(path: path, magic: Layout.magic, bytes: Layout.bytes)
         var (free, unreadable) = ([Int](), 0)
         for slot in (0..<Limits.slots).reversed() {
-            switch Self.read(mapped, slot) {
+            switch Self.read(file.base, slot) {
             case .free: free.append(slot)
             case .mark: break
             case .unreadable:
                 unreadable += 1
-                Self.word(mapped, slot, Layout.state).pointee.store(State.free, ordering: .releasing)
+                Self.word(file.base, slot, Layout.state).pointee.store(State.free, ordering: .releasing)
                 free.append(slot)
             }
         }
         freeSlots = Mutex(free)
         unreadableSlots = unreadable
-    }
-
-    deinit {
-        munmap(base, Layout.bytes)
-        close(descriptor)
-    }
-
-    /// Whether the file has content that is not of this layout.
-    private static func isForeign(_ descriptor: Int32) -> Bool {
-        var status = stat()
-        guard fstat(descriptor, &status) == 0, status.st_size > 0 else { return false }
-        var magic: UInt64 = 0
-        let read = pread(descriptor, &magic, 8, 0)
-        return read != 8 || magic != Layout.magic || status.st_size != off_t(Layout.bytes)
     }
 
     // MARK: One job
@@ -165,7 +118,7 @@ public final class MarkFile: @unchecked Sendable {
     /// Every slot that is not free.
     public var marks: [Mark] {
         (0..<Limits.slots).compactMap { slot in
-            if case .mark(let mark) = Self.read(base, slot) { return mark }
+            if case .mark(let mark) = Self.read(file.base, slot) { return mark }
             return nil
         }
     }
@@ -173,11 +126,11 @@ public final class MarkFile: @unchecked Sendable {
     // MARK: Words
 
     private func set(_ slot: Int, _ word: Int, _ value: UInt64) {
-        Self.word(base, slot, word).pointee.store(value, ordering: .releasing)
+        Self.word(file.base, slot, word).pointee.store(value, ordering: .releasing)
     }
 
     private func copy(_ bytes: [UInt8], to slot: Int, at offset: Int) {
-        let start = base + Layout.headerBytes + slot * Layout.slotBytes + offset
+        let start = file.base + MappedFile.headerBytes + slot * Layout.slotBytes + offset
         bytes.withUnsafeBytes { source in
             if let address = source.baseAddress { start.copyMemory(from: address, byteCount: source.count) }
         }
@@ -186,7 +139,8 @@ public final class MarkFile: @unchecked Sendable {
     private static func word(_ base: UnsafeMutableRawPointer, _ slot: Int, _ word: Int)
         -> UnsafeMutablePointer<Atomic<UInt64>>
     {
-        (base + Layout.headerBytes + slot * Layout.slotBytes + word * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+        (base + MappedFile.headerBytes + slot * Layout.slotBytes + word * 8).assumingMemoryBound(
+            to: Atomic<UInt64>.self)
     }
 
     private enum Reading {
@@ -198,7 +152,7 @@ public final class MarkFile: @unchecked Sendable {
     private static func read(_ base: UnsafeMutableRawPointer, _ slot: Int) -> Reading {
         func value(_ index: Int) -> UInt64 { word(base, slot, index).pointee.load(ordering: .acquiring) }
         func count(_ index: Int) -> Int64 { Int64(bitPattern: value(index)) }
-        let start = base + Layout.headerBytes + slot * Layout.slotBytes
+        let start = base + MappedFile.headerBytes + slot * Layout.slotBytes
         func text(at offset: Int, count: Int) -> String? {
             String(validating: UnsafeRawBufferPointer(start: start + offset, count: count), as: UTF8.self)
         }

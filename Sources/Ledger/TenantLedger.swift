@@ -3,18 +3,29 @@ import GRDB
 import ServingTypes
 import Synchronization
 
-/// A tenant's virtual counter as it is kept over a restart.
+/// A tenant's virtual counter as it is kept over a restart: what `Scheduling.CounterRecord` says of it.
 public struct CounterRow: Hashable, Sendable {
     public var tenant: TenantID
-    /// In the policy's own parts, provisional charges left out.
+    /// In the policy's own parts, with what is charged ahead.
     public var value: Int64
     /// What of it lifts, not charges, have added.
     public var lifted: Int64
-    /// Tokens of the tenant that it has counted.
+    /// Work of each role, where dominant shares are counted.
+    public var prefillWork: Int64 = 0
+    public var decodeWork: Int64 = 0
+    /// Tokens in `value` that are expected of jobs under way.
+    public var promptAhead: Int64 = 0
+    public var outputAhead: Int64 = 0
+    /// The tenant with the greatest ceased to wait last.
+    public var ceasedWaiting: Int64 = 0
+    /// Of two rows the one with the greater is the later. 0 where the counter file has no slot for it.
+    public var stamp: Int64 = 0
+    /// Tokens that the ledger had of the tenant when this was written; not in the counter file, whose
+    /// counters are those of the last event.
     public var computed: Int64
     public var decoded: Int64
 
-    public init(tenant: TenantID, value: Int64, lifted: Int64, computed: Int64, decoded: Int64) {
+    public init(tenant: TenantID, value: Int64, lifted: Int64, computed: Int64 = 0, decoded: Int64 = 0) {
         self.tenant = tenant
         self.value = value
         self.lifted = lifted
@@ -30,6 +41,8 @@ public struct LedgerContent: Sendable {
     public var counters: [CounterRow] = []
     /// Counter of the tenant that had waited last.
     public var lastWaiting: Int64?
+    /// What the counters count, as the policy tells it; nil where it was never said.
+    public var counting: Int64?
     public var settings: [TenantID: String] = [:]
 }
 
@@ -116,6 +129,11 @@ public final class TenantLedger: Sendable {
         store.enqueue([write] + others, isUrgent: false, isBounded: false)
     }
 
+    /// What belongs to a job that is settled already.
+    func write(_ writes: [LedgerStore.Write]) {
+        if !writes.isEmpty { store.enqueue(writes, isUrgent: false, isBounded: false) }
+    }
+
     /// Tokens of others that a tenant's jobs have caused to be computed again. `done` runs on the
     /// writer's queue.
     public func add(caused tokens: Int64, to tenant: TenantID, done: @escaping @Sendable (ServingError?) -> Void) {
@@ -126,25 +144,40 @@ public final class TenantLedger: Sendable {
     }
 
     /// Counters that have changed. Of more tenants than have sums, those with the least are forgotten.
-    public func write(counters: [CounterRow], lastWaiting: Int64?) {
+    public func write(counters: [CounterRow], counting: Int64, lastWaiting: Int64?) {
         enqueue { db in
+            try Self.note("counting", counting, db)
             try db.execute(
                 sql: """
                     DELETE FROM counter WHERE tenant IN (SELECT tenant FROM counter ORDER BY value
                         LIMIT MAX(0, (SELECT COUNT(*) FROM counter) - ?))
                     """, arguments: [Limits.tenantsMax])
             let statement = try db.cachedStatement(
-                sql: "INSERT OR REPLACE INTO counter (tenant, value, lifted, computed, decoded) VALUES (?, ?, ?, ?, ?)")
+                sql: """
+                    INSERT OR REPLACE INTO counter (tenant, value, lifted, computed, decoded, prefill_work, decode_work,
+                        prompt_ahead, output_ahead, ceased_waiting, stamp) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    """)
             for row in counters {
                 try statement.execute(
-                    arguments: [row.tenant.name, row.value, row.lifted, row.computed, row.decoded])
+                    arguments: [
+                        row.tenant.name, row.value, row.lifted, row.computed, row.decoded, row.prefillWork,
+                        row.decodeWork, row.promptAhead, row.outputAhead, row.ceasedWaiting, row.stamp,
+                    ])
             }
-            if let lastWaiting {
-                try db.execute(
-                    sql: "INSERT OR REPLACE INTO note (name, value) VALUES ('last waiting', ?)",
-                    arguments: [lastWaiting])
-            }
+            if let lastWaiting { try Self.note("last waiting", lastWaiting, db) }
         }
+    }
+
+    /// Forgets every counter: they order nobody any more, or count something else.
+    public func clearCounters() {
+        enqueue { db in
+            try db.execute(sql: "DELETE FROM counter")
+            try db.execute(sql: "DELETE FROM note WHERE name IN ('counting', 'last waiting')")
+        }
+    }
+
+    private static func note(_ name: String, _ value: Int64, _ db: Database) throws {
+        try db.execute(sql: "INSERT OR REPLACE INTO note (name, value) VALUES (?, ?)", arguments: [name, value])
     }
 
     /// What an operator has set for a tenant while the cluster ran. `done` runs on the writer's queue.
@@ -221,17 +254,28 @@ public final class TenantLedger: Sendable {
                     let lifted = row.integer("lifted"), let computed = row.integer("computed"),
                     let decoded = row.integer("decoded")
                 else { return nil }
-                return CounterRow(
+                var counter = CounterRow(
                     tenant: TenantID(tenant), value: value, lifted: lifted, computed: computed, decoded: decoded)
+                counter.prefillWork = row.integer("prefill_work") ?? 0
+                counter.decodeWork = row.integer("decode_work") ?? 0
+                counter.promptAhead = row.integer("prompt_ahead") ?? 0
+                counter.outputAhead = row.integer("output_ahead") ?? 0
+                counter.ceasedWaiting = row.integer("ceased_waiting") ?? 0
+                counter.stamp = row.integer("stamp") ?? 0
+                return counter
             }
-            content.lastWaiting = try Row.fetchOne(db, sql: "SELECT value FROM note WHERE name = 'last waiting'")?
-                .integer("value")
+            content.lastWaiting = try Self.note("last waiting", db)
+            content.counting = try Self.note("counting", db)
             for row in try Row.fetchAll(db, sql: "SELECT * FROM tenant") {
                 guard let name = row.text("name"), let settings = row.text("settings") else { continue }
                 content.settings[TenantID(name)] = settings
             }
             return content
         }
+    }
+
+    private static func note(_ name: String, _ db: Database) throws -> Int64? {
+        try Row.fetchOne(db, sql: "SELECT value FROM note WHERE name = ?", arguments: [name])?.integer("value")
     }
 
     /// Those of these jobs that are settled, with what they came to.

@@ -23,6 +23,8 @@ public struct ClusterPlan: Sendable {
     public var blocks: Int
     public var threadsPerWorker: Int
     public var batchJobsMax: Int
+    /// Of one tenant, under the policies that limit it.
+    public var requestsPerMinute: Int
     /// Of each decoding worker's host tier, which lies under the state directory; 0: none.
     public var swapBytes: Int
     public var localPrefillTokens: Int
@@ -46,7 +48,7 @@ public struct ClusterPlan: Sendable {
     public init(
         programs: String, modelPath: String, modelName: String? = nil, host: String = "127.0.0.1",
         httpPort: UInt16, controlPort: UInt16, relayPort: UInt16, workers: WorkerCounts, policy: String = "fair-mlfq",
-        kvPath: String = "auto", kvType: String = "bf16", quantize: String = "none",
+        requestsPerMinute: Int = 30, kvPath: String = "auto", kvType: String = "bf16", quantize: String = "none",
         packedCache: String = "auto",
         blockTokens: Int = 16, blocks: Int = 0,
         threadsPerWorker: Int = 1, batchJobsMax: Int = 32, swapBytes: Int = 0, localPrefillTokens: Int = 64,
@@ -65,6 +67,7 @@ public struct ClusterPlan: Sendable {
         self.relayPort = relayPort
         self.workers = workers
         self.policy = policy
+        self.requestsPerMinute = requestsPerMinute
         self.kvPath = kvPath
         self.kvType = kvType
         self.quantize = quantize
@@ -114,7 +117,8 @@ public struct ClusterPlan: Sendable {
         var arguments = [
             "--supervised", "--model", modelPath, "--host", host, "--port", "\(httpPort)", "--control-port",
             "\(controlPort)", "--relay-port", "\(relayPort)", "--journal", state.journalFile, "--policy", policy,
-            "--kv-path", kvPath, "--kv-type", kvType, "--block-tokens", "\(blockTokens)", "--local-prefill-tokens",
+            "--policy-requests-per-minute", "\(requestsPerMinute)", "--kv-path", kvPath, "--kv-type", kvType,
+            "--block-tokens", "\(blockTokens)", "--local-prefill-tokens",
             "\(localPrefillTokens)", "--prefill-window", "\(prefillWindow)", "--relief-wait-ms", "\(reliefWaitMs)",
             "--log-level", logLevel,
         ]

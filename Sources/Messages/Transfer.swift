@@ -237,11 +237,13 @@ public struct AssignPrefill: Hashable, Sendable {
     public var path: KVPath
     public var creditBytes: UInt64
     public var lease: TimeSpan
+    /// Goes before the prompts that are there, from the next step on, and shares its steps only with others that do.
+    public var precedes: Bool
 
     public init(
         transfer: TransferID, tenant: TenantID, tokens: [TokenID], promptTokens: Int, pageIDs: [PageID],
         sampling: SamplingParameters, wanted: [UInt32], target: WorkerRef, targetHost: String, targetPort: UInt16,
-        path: KVPath, creditBytes: UInt64, lease: TimeSpan
+        path: KVPath, creditBytes: UInt64, lease: TimeSpan, precedes: Bool = false
     ) {
         self.transfer = transfer
         self.tenant = tenant
@@ -256,6 +258,7 @@ public struct AssignPrefill: Hashable, Sendable {
         self.path = path
         self.creditBytes = creditBytes
         self.lease = lease
+        self.precedes = precedes
     }
 }
 

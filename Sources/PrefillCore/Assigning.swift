@@ -21,9 +21,18 @@ extension PrefillWorkerCore {
             order: order, table: table,
             outgoing: Outgoing(wanted: order.wanted, credit: order.creditBytes, lease: lease, at: now))
         current[order.transfer.job] = order.transfer
-        arrivals.append(order.transfer)
+        arrivals.insert(order.transfer, at: place(of: order))
         accept(order.transfer)
         connect(for: order)
+    }
+
+    /// Behind everybody, or before all whose prompts are not computed and that do not precede others themselves.
+    private func place(of order: AssignPrefill) -> Int {
+        guard order.precedes else { return arrivals.count }
+        let first = arrivals.firstIndex { other in
+            jobs.read(other) { $0.firstToken == nil && !$0.order.precedes } ?? false
+        }
+        return first ?? arrivals.count
     }
 
     private mutating func accept(_ transfer: TransferID) {
@@ -51,16 +60,23 @@ extension PrefillWorkerCore {
 
     // MARK: Planning
 
-    /// First come, first served, chunk by chunk; a prompt that finds no memory waits, and so does
-    /// everything behind it.
+    /// In order, chunk by chunk; a prompt that finds no memory waits, and so do those behind it that have not begun.
+    /// One that precedes others shares its steps only with its like.
     mutating func startStep() {
         guard underWay == nil else { return }
         var entries: [StepEntry] = []
         var budget = max(configuration.stepTokensMax, 1)
+        var (isFull, isUrgent) = (false, false)
         for transfer in arrivals {
             guard budget > 0, entries.count < max(configuration.stepJobsMax, 1) else { break }
-            if jobs[transfer]?.isQueued ?? false, !begin(transfer) { break }
+            let precedes = jobs.read(transfer) { $0.order.precedes } ?? false
+            if isUrgent, !precedes { break }
+            if jobs.read(transfer, { $0.isQueued }) ?? false, isFull || !begin(transfer) {
+                isFull = true
+                continue
+            }
             guard let job = jobs[transfer], job.isComputing else { continue }
+            isUrgent = isUrgent || precedes
             let count = job.order.tokens.count
             let end = min(job.computed + max(min(configuration.prefillChunkTokens, budget), 1), count)
             budget -= end - job.computed

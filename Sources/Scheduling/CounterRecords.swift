@@ -1,11 +1,20 @@
 import ServingTypes
 
-/// A tenant's virtual counter as it can be kept outside, in parts of a unit.
+/// A tenant's virtual counter as it can be kept outside, in parts of a unit: all that orders it.
 public struct CounterRecord: Hashable, Sendable {
     public var tenant: TenantID
     public var value: Int64
     /// What of it lifts, not charges, have added.
     public var lifted: Int64
+    /// Work of each role since the last fold, where dominant shares are counted.
+    public var prefillWork: Int64 = 0
+    public var decodeWork: Int64 = 0
+    /// Tokens that `value` holds though they are only expected, of jobs under way. Whoever takes the
+    /// counter up takes them back; less than none are tokens that came after the record was made.
+    public var promptAhead: Int64 = 0
+    public var outputAhead: Int64 = 0
+    /// The tenant with the greatest ceased to wait last: newcomers are lifted to it. 0: never.
+    public var ceasedWaiting: Int64 = 0
 
     public init(tenant: TenantID, value: Int64, lifted: Int64) {
         self.tenant = tenant
@@ -17,10 +26,23 @@ public struct CounterRecord: Hashable, Sendable {
 /// What outlives the process: counters, and the weights that an operator sets while it runs.
 extension SchedulingPolicy {
     /// Of every tenant that is remembered, in the order in which they became known.
-    public var counterRecords: [CounterRecord] {
-        counters.tenants.filter { counters.number(of: $0.name) != nil }.sorted { $0.birth < $1.birth }.map {
-            CounterRecord(tenant: $0.name, value: $0.value, lifted: $0.lifted)
+    public var counterRecords: [CounterRecord] { counters.records }
+
+    /// Counters that have changed since this was last asked; none where counters order nobody. Whoever
+    /// keeps them after each event has at any time all that a successor needs.
+    public mutating func takeChangedCounters() -> [CounterRecord] { counters.takeChanged() }
+
+    /// Tells counters that can be compared from others: by what they count and by how much. Nil where
+    /// counters order nobody.
+    public var countingTag: Int64? {
+        guard configuration.separatesTenants else { return nil }
+        var words = [configuration.promptWeight, configuration.outputWeight, TenantCounters.scale]
+        if case .dominantShare(let prompt, let output, let dovetail) = configuration.counting {
+            words += [1, prompt, output, dovetail]
         }
+        var hash: UInt64 = 0xCBF2_9CE4_8422_2325
+        for word in words { hash = (hash ^ UInt64(bitPattern: word)) &* 0x0000_0100_0000_01B3 }
+        return Int64(bitPattern: hash)
     }
 
     /// Counter of the tenant that ceased to wait last: where newcomers are lifted to.
@@ -36,9 +58,9 @@ extension SchedulingPolicy {
     public mutating func restore(_ records: [CounterRecord], lastWaiting: Int64?) {
         for record in records {
             let number = admit(record.tenant)
-            counters.restore(number, value: record.value, lifted: record.lifted)
+            counters.restore(number, record, configuration)
         }
-        if let lastWaiting { counters.lastWaiting = .forgotten(lastWaiting) }
+        if !counters.restoreLastWaiting(), let lastWaiting { counters.lastWaiting = .forgotten(lastWaiting) }
     }
 
     /// A tenant's entitlement from now on.
@@ -55,12 +77,5 @@ extension SchedulingPolicy {
         let prompt = promptTokens.multipliedClamped(by: configuration.promptWeight)
         let units = prompt.addingClamped(outputTokens.multipliedClamped(by: configuration.outputWeight))
         return units.multipliedClamped(by: TenantCounters.perUnit(weight: weight(of: tenant)))
-    }
-
-    /// Output tokens of a job that are charged and not brought forth.
-    public func prepaidTokens(of job: JobID) -> Int {
-        guard let slot = slot(of: job) else { return 0 }
-        let entry = entries[Int(slot)]
-        return max(Int(entry.base) + Int(entry.prepaid) - Int(entry.produced), 0)
     }
 }

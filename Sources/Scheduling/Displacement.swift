@@ -53,14 +53,42 @@ extension SchedulingPolicy {
     }
 
     /// How many of these residents a waiting job would not displace from a slot, were it resident
-    /// itself: memory is not looked at, so a paused job enjoys no hysteresis.
-    public func countAhead(of incoming: JobID, among jobs: [JobID], at now: Instant) -> Int {
+    /// itself: memory is not looked at, so a paused job enjoys no hysteresis. `displacesOwn`: whether it counts that it
+    /// would displace jobs of its own tenant.
+    public func countAhead(of incoming: JobID, among jobs: [JobID], displacesOwn: Bool = true, at now: Instant) -> Int {
         guard configuration.preemptsRunning, let newcomer = slot(of: incoming) else { return jobs.count }
         return jobs.reduce(0) { count, job in
             guard let slot = slot(of: job) else { return count }
+            if !displacesOwn, pool(of: slot) == pool(of: newcomer) { return count + 1 }
             let theta = isRunning(slot) ? configuration.theta : 0
             return count + (mayDisplace(resident(slot, at: now), for: newcomer, theta: theta, at: now) ? 0 : 1)
         }
+    }
+
+    /// Of these jobs those of tenants whose counters are more than `units` above that of a job's tenant.
+    public func ahead(of incoming: JobID, by units: Int64, among jobs: [JobID]) -> [JobID] {
+        jobs.filter { isAhead($0, of: incoming, by: units) }
+    }
+
+    /// Whether a job's tenant is another than the other job's, and more than `units` ahead of it.
+    public func isAhead(_ job: JobID, of other: JobID, by units: Int64) -> Bool {
+        guard let slot = slot(of: job), let otherSlot = self.slot(of: other) else { return false }
+        return isAhead(entries[Int(slot)].tenant, of: entries[Int(otherSlot)].tenant, by: units)
+    }
+
+    /// Whether any tenant with jobs is so far above a waiting job's tenant.
+    public func isAnyAhead(of incoming: JobID, by units: Int64) -> Bool {
+        guard configuration.separatesTenants, let newcomer = slot(of: incoming), let top = counters.top else {
+            return false
+        }
+        let ahead = top.addingClamped(-counters[entries[Int(newcomer)].tenant].value)
+        return ahead > units.multipliedClamped(by: TenantCounters.scale)
+    }
+
+    private func isAhead(_ tenant: Int32, of other: Int32, by units: Int64) -> Bool {
+        guard configuration.separatesTenants, tenant != other else { return false }
+        let ahead = counters[tenant].value.addingClamped(-counters[other].value)
+        return ahead > units.multipliedClamped(by: TenantCounters.scale)
     }
 
     private func isWorse(_ a: Resident, _ b: Resident) -> Bool {
@@ -75,8 +103,7 @@ extension SchedulingPolicy {
         guard resident.slot != incoming, configuration.preemptsRunning else { return false }
         let newcomer = entries[Int(incoming)]
         if configuration.separatesTenants, resident.tenant != newcomer.tenant {
-            let ahead = counters[resident.tenant].value.addingClamped(-counters[newcomer.tenant].value)
-            return ahead > theta.multipliedClamped(by: TenantCounters.scale)
+            return isAhead(resident.tenant, of: newcomer.tenant, by: theta)
         }
         guard configuration.inner.preempts else { return false }
         var (new, old) = (queueRank(newcomer), resident.rank)

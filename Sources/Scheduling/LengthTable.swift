@@ -88,6 +88,39 @@ struct LengthTable: Sendable {
     }
 }
 
+/// Completed lengths of one pool: of all its jobs, and by class of prompt, since short prompts tend to be answered
+/// shortly.
+struct LengthTables: Sendable {
+    /// Classes of prompts, the last for those of unknown length.
+    static let promptClasses = 9
+    private static let promptBounds = [4, 8, 16, 32, 128, 512, 2048]
+    /// Completions before a class is told from the rest.
+    static let classSamplesMin = 8
+
+    private(set) var all = LengthTable()
+    /// As far as there have been completions.
+    private var byPrompt: [LengthTable] = []
+
+    static func promptClass(ofTokens tokens: Int?) -> Int {
+        guard let tokens else { return promptClasses - 1 }
+        return promptBounds.firstIndex { tokens < $0 } ?? promptBounds.count
+    }
+
+    func rank(ofStep step: Int, promptClass: Int) -> Int64? {
+        byPrompt.indices.contains(promptClass) ? byPrompt[promptClass].rank(ofStep: step) : nil
+    }
+
+    mutating func add(_ length: Int, promptClass: Int, _ configuration: PolicyConfiguration) {
+        all.add(length, configuration)
+        guard (0..<Self.promptClasses - 1).contains(promptClass) else { return }
+        while byPrompt.count <= promptClass { byPrompt.append(LengthTable()) }
+        var eager = configuration
+        eager.samplesMin = min(configuration.samplesMin, Self.classSamplesMin)
+        eager.rebuildCompletions = min(configuration.rebuildCompletions, 2 * Self.classSamplesMin)
+        byPrompt[promptClass].add(length, eager)
+    }
+}
+
 extension Int64 {
     func multipliedClamped(by other: Int64) -> Int64 {
         let (product, overflow) = multipliedReportingOverflow(by: other)

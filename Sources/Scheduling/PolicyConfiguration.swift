@@ -94,8 +94,8 @@ public struct PolicyConfiguration: Hashable, Sendable {
     /// Whether a newcomer whom nobody waits beside is lifted to who waited last. VTC's artifact does
     /// not, and exceeds its bound (scheduling.md §3.4).
     public var liftsWhenNobodyWaits = true
-    /// Of `fairShare`: a tenant that begins to wait beside others is raised to the clamp (theta and the
-    /// largest charge below the greatest counter) and no further, so that it gets a slot at once instead
+    /// Of `fairShare`, where it is on by name: a tenant that begins to wait beside others is raised to the clamp (theta
+    /// and its prompt below the greatest counter) and no further, so that it gets a slot at once instead
     /// of when the others are theta ahead again. The bound of theta and one charge is the clamp's, and holds.
     public var liftsToClampOnly = false
     /// Entitlements of tenants that are not 1; a counter grows by units / weight.
@@ -125,6 +125,7 @@ public struct PolicyConfiguration: Hashable, Sendable {
         feedback = named.feedback
         counting = named.counting
         if feedback == .artifact { promotionAge = .seconds(3) }
+        if case .fairShare = discipline { liftsToClampOnly = true }
         if case .fairShare(let inner) = discipline, inner.preempts {
             // Tenants already bound what a job can wait; a larger budget costs short jobs more than it
             // gives old ones (replay of scheduling.md §4.4 with these policies).
@@ -188,6 +189,14 @@ public struct PolicyConfiguration: Hashable, Sendable {
         case .pooled(let inner), .fairShare(let inner): inner == .shortestRemaining
         case .virtualCounters(let inner, let lengths): inner == .shortestRemaining || lengths == .known
         case .requestRate, .leastCounter: false
+        }
+    }
+
+    /// What a counter grows by for one prompt token, of a tenant of weight 1, at most.
+    var promptUnits: Int64 {
+        switch counting {
+        case .combined: promptWeight
+        case .dominantShare(let promptUnits, _, _): promptUnits
         }
     }
 

@@ -43,6 +43,9 @@ extension SchedulingPolicy {
         }
     }
 
+    /// Whether it counts as running, with what that is worth in the order.
+    public func isRunning(_ job: JobID) -> Bool { slot(of: job).map { isRunning($0) } ?? false }
+
     func isRunning(_ slot: Int32) -> Bool { entries[Int(slot)].state == .running }
 
     // MARK: Order

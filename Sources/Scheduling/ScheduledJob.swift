@@ -23,13 +23,15 @@ public struct ScheduledJob: Hashable, Sendable {
     public var knownOutput: Int?
     /// Output tokens that it has had already, before this coordinator knew it.
     public var produced: Int
+    /// Tokens of its prompt: outputs are learned by classes of them. Nil where nobody says.
+    public var promptTokens: Int?
 
     public static let defaultTokenTime = TimeSpan.milliseconds(25)
 
     public init(
         job: JobID, tenant: TenantID, priority: Int, predictedPrefill: TimeSpan, due: Instant? = nil,
         predictedToken: TimeSpan? = nil, predictedOutput: Int? = nil, outputMax: Int? = nil, knownOutput: Int? = nil,
-        produced: Int = 0
+        produced: Int = 0, promptTokens: Int? = nil
     ) {
         self.job = job
         self.tenant = tenant
@@ -41,6 +43,7 @@ public struct ScheduledJob: Hashable, Sendable {
         self.outputMax = outputMax
         self.knownOutput = knownOutput
         self.produced = produced
+        self.promptTokens = promptTokens
     }
 }
 
@@ -80,6 +83,10 @@ struct Entry: Sendable {
     var knownOutput: Int32
     /// The most output tokens that it may have; -1 where nobody says.
     var outputMax: Int32 = -1
+    /// Tokens of its prompt; -1 where nobody says.
+    var promptTokens: Int32 = -1
+    /// Class of its prompt among the lengths that are learned.
+    var promptClass: Int8 = 0
     var priority: Int
     /// Place by arrival; never changes.
     var arrival: Int64
@@ -110,30 +117,31 @@ struct Entry: Sendable {
 
 /// Waiting jobs that are ordered by the inner discipline: one tenant's, or all.
 struct Pool: Sendable {
-    /// By class of attained tokens under the Gittins index, whose rank then is the class's and moves
+    /// By class of attained tokens and of prompt under the Gittins index, whose rank then is the class's and moves
     /// with the table without a job being touched; one bin under every other discipline.
     private var bins: [SlotHeap<Rank>] = []
-    private var occupied: UInt64 = 0
+    private var occupied: [UInt64] = []
     private(set) var byArrival = SlotHeap<Int64>()
     private(set) var count = 0
     /// Dispatches so far, the clock of the promotion budget.
     var picks = 0
-    var lengths: LengthTable?
+    var lengths: LengthTables?
 
     var isEmpty: Bool { count == 0 }
 
     mutating func set(_ slot: Int32, bin: Int, _ rank: Rank, _ positions: inout ContiguousArray<Int32>) {
         while bins.count <= bin { bins.append(SlotHeap()) }
+        while occupied.count <= bin / 64 { occupied.append(0) }
         if positions[Int(slot)] == SlotHeap<Rank>.absent { count += 1 }
         bins[bin].set(slot, to: rank, &positions)
-        occupied |= 1 << UInt64(bin)
+        occupied[bin / 64] |= 1 << UInt64(bin % 64)
     }
 
     mutating func remove(_ slot: Int32, bin: Int, _ positions: inout ContiguousArray<Int32>) {
         guard bin < bins.count, positions[Int(slot)] != SlotHeap<Rank>.absent else { return }
         bins[bin].remove(slot, &positions)
         count -= 1
-        if bins[bin].isEmpty { occupied &= ~(1 << UInt64(bin)) }
+        if bins[bin].isEmpty { occupied[bin / 64] &= ~(1 << UInt64(bin % 64)) }
     }
 
     mutating func setArrival(_ slot: Int32, _ arrival: Int64, _ positions: inout ContiguousArray<Int32>) {
@@ -147,13 +155,15 @@ struct Pool: Sendable {
     /// The first of all bins; `lift` says what a bin adds to its jobs' values.
     func best(_ lift: (Int) -> Int64) -> Int32? {
         var (best, least) = (Int32?.none, Rank.last)
-        var left = occupied
-        while left != 0 {
-            let bin = left.trailingZeroBitCount
-            left &= left - 1
-            guard var rank = bins[bin].firstKey else { continue }
-            rank.value = rank.value.addingClamped(lift(bin))
-            if best == nil || rank < least { (best, least) = (bins[bin].first, rank) }
+        for word in occupied.indices {
+            var left = occupied[word]
+            while left != 0 {
+                let bin = 64 * word + left.trailingZeroBitCount
+                left &= left - 1
+                guard var rank = bins[bin].firstKey else { continue }
+                rank.value = rank.value.addingClamped(lift(bin))
+                if best == nil || rank < least { (best, least) = (bins[bin].first, rank) }
+            }
         }
         return best
     }

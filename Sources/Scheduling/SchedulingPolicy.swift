@@ -32,7 +32,7 @@ public struct SchedulingPolicy: Sendable {
 
     var counters: TenantCounters
     /// Lengths of everybody's jobs, for pools that have too few of their own.
-    var lengths = LengthTable()
+    var lengths = LengthTables()
     var nextPlace: Int64 = 0
     /// The front of the artifact's levels.
     var frontPlace: Int64 = 0
@@ -99,6 +99,11 @@ public struct SchedulingPolicy: Sendable {
         passTime(now)
         guard let pool = poolToServe, let slot = promoted(in: pool, at: now) ?? best(in: pool) else { return nil }
         return entries[Int(slot)].job
+    }
+
+    /// The next job as things stand: who is let in or forgotten by now is not looked at, nor who is promoted.
+    public func peek() -> JobID? {
+        poolToServe.flatMap { best(in: $0) }.map { entries[Int($0)].job }
     }
 
     /// The job leaves the queue for a worker.
@@ -188,6 +193,8 @@ public struct SchedulingPolicy: Sendable {
             tokenTime: max((job.predictedToken ?? ScheduledJob.defaultTokenTime).nanoseconds, 1), due: .max,
             waitingSince: now)
         entry.outputMax = small(job.outputMax)
+        entry.promptTokens = small(job.promptTokens)
+        entry.promptClass = Int8(truncatingIfNeeded: LengthTables.promptClass(ofTokens: job.promptTokens))
         if isHinted, job.produced == 0, let due = job.due, due > now { entry.due = due.nanoseconds }
         switch configuration.inner {
         case .skipJoin: entry.level = Int32(configuration.level(covering: job.predictedPrefill))
@@ -211,7 +218,9 @@ public struct SchedulingPolicy: Sendable {
     }
 
     private func best(in pool: Int) -> Int32? {
-        pools[pool].best { gittins(pool, step: $0) }
+        pools[pool].best {
+            gittins(pool, step: $0 / LengthTables.promptClasses, promptClass: $0 % LengthTables.promptClasses)
+        }
     }
 
     /// The one way from state to state: queue, counters and orders follow.
@@ -225,7 +234,7 @@ public struct SchedulingPolicy: Sendable {
         let waited = !isNew && makesWait(old)
         if !waited, makesWait(state) {
             let lifts = isNew || old == .throttled || !configuration.countsPaused
-            counters.waits(tenant, lift: lifts ? configuration.lift : .none, slack: slack)
+            counters.waits(tenant, lift: lifts ? configuration.lift : .none, slack: slack(of: slot))
         } else if waited, !makesWait(state) {
             counters.waitsNoMore(tenant)
         }
@@ -274,7 +283,8 @@ public struct SchedulingPolicy: Sendable {
     }
 
     private func bin(_ entry: Entry) -> Int {
-        configuration.inner == .gittins ? LengthTable.step(after: Int(entry.produced)) : 0
+        guard configuration.inner == .gittins else { return 0 }
+        return LengthTable.step(after: Int(entry.produced)) * LengthTables.promptClasses + Int(entry.promptClass)
     }
 
     /// Rank of a job that has no memory anywhere: its whole sequence is to be computed first.
@@ -302,16 +312,20 @@ public struct SchedulingPolicy: Sendable {
         return time.multipliedClamped(by: LengthTable.unitsPerToken) / max(entry.tokenTime, 1)
     }
 
-    /// Rank of a class under the Gittins index: the pool's own, else everybody's, else all alike.
-    func gittins(_ pool: Int, step: Int) -> Int64 {
+    /// Rank of a class under the Gittins index: of the pool's own jobs with such prompts, else of all its jobs, else
+    /// of everybody's likewise, else all alike.
+    func gittins(_ pool: Int, step: Int, promptClass: Int) -> Int64 {
         guard configuration.inner == .gittins else { return 0 }
-        return pools[pool].lengths?.rank(ofStep: step) ?? lengths.rank(ofStep: step) ?? 0
+        return pools[pool].lengths?.rank(ofStep: step, promptClass: promptClass)
+            ?? pools[pool].lengths?.all.rank(ofStep: step) ?? lengths.rank(ofStep: step, promptClass: promptClass)
+            ?? lengths.all.rank(ofStep: step) ?? 0
     }
 
     /// Rank of one job: what is left of its limit is the most that it can still take.
     func gittins(of slot: Int32) -> Int64 {
         let entry = entries[Int(slot)]
-        let rank = gittins(pool(of: slot), step: LengthTable.step(after: Int(entry.produced)))
+        let rank = gittins(
+            pool(of: slot), step: LengthTable.step(after: Int(entry.produced)), promptClass: Int(entry.promptClass))
         guard entry.outputMax >= 0, configuration.inner == .gittins else { return rank }
         let left = max(Int64(entry.outputMax) - Int64(entry.produced), 1)
         return min(rank, left.multipliedClamped(by: LengthTable.unitsPerToken))
@@ -387,13 +401,19 @@ public struct SchedulingPolicy: Sendable {
         }
     }
 
-    /// How far below the greatest counter a tenant may begin to wait: theta plus the largest charge
-    /// made at once. Nil where there is no such clamp.
-    private var slack: Int64? {
+    /// How far below the greatest counter a tenant may begin to wait with this job: theta and what the job is charged
+    /// for its prompt, so that it displaces another at once and, unless its prompt is long, still does after that
+    /// charge: up to a quarter of theta, so that the gap leaves room under theta + u for what is under way. Where
+    /// nobody says how long the prompt is, the largest charge made at once. Nil where there is no such clamp.
+    private func slack(of slot: Int32) -> Int64? {
         guard configuration.countsPaused else { return nil }
+        let entry = entries[Int(slot)]
         let theta = configuration.theta.multipliedClamped(by: TenantCounters.scale)
-        let least = configuration.outputWeight.multipliedClamped(by: TenantCounters.scale)
-        return theta.addingClamped(max(largestCharge, least))
+        let perUnit = counters[entry.tenant].perUnit
+        let least = configuration.outputWeight.multipliedClamped(by: perUnit)
+        guard entry.promptTokens >= 0 else { return theta.addingClamped(max(largestCharge, least)) }
+        let prompt = configuration.promptUnits.multipliedClamped(by: Int64(entry.promptTokens))
+        return theta.addingClamped(min(prompt.multipliedClamped(by: perUnit), theta / 4).addingClamped(least))
     }
 
     func weightParts(_ tenant: Int32) -> Int64 {

@@ -9,6 +9,22 @@ extension SchedulingPolicy {
         charge(admit(tenant), promptTokens, outputTokens)
     }
 
+    /// Charges prompt tokens that are expected to be computed. `settleAhead` follows once it is known how
+    /// many were; a tenant's counter that is taken up after a crash is without what is ahead.
+    public mutating func chargeAhead(_ tenant: TenantID, promptTokens: Int) {
+        let number = admit(tenant)
+        counters.ahead(number, prompt: Int64(promptTokens))
+        charge(number, promptTokens, 0)
+    }
+
+    /// Of what was charged ahead for a job so many tokens were computed.
+    public mutating func settleAhead(_ tenant: TenantID, charged: Int, computed: Int) {
+        guard charged != 0 || computed != 0 else { return }
+        let number = admit(tenant)
+        counters.ahead(number, prompt: -Int64(charged))
+        charge(number, computed - charged, 0)
+    }
+
     /// The job has brought forth tokens, each of which is told once: charges what is not prepaid.
     public mutating func produced(_ job: JobID, tokens: Int) {
         guard tokens > 0, let slot = slot(of: job) else { return }
@@ -17,6 +33,7 @@ extension SchedulingPolicy {
         let before = Int(entries[Int(slot)].produced)
         let after = before + tokens
         reorder(slot) { $0.produced = Int32(clamping: after) }
+        counters.ahead(entries[Int(slot)].tenant, output: Int64(min(before, covered) - min(after, covered)))
         charge(entries[Int(slot)].tenant, 0, max(after, covered) - max(before, covered))
     }
 
@@ -38,12 +55,15 @@ extension SchedulingPolicy {
         }
         entries[Int(slot)].isPrepaid = true
         entries[Int(slot)].prepaid = tokens
+        counters.ahead(entry.tenant, output: Int64(tokens))
         charge(entry.tenant, 0, Int(tokens))
     }
 
     /// Gives back what was charged ahead and not produced.
     mutating func settle(_ entry: Entry) {
-        charge(entry.tenant, 0, -max(Int(entry.base) + Int(entry.prepaid) - Int(entry.produced), 0))
+        let left = max(Int(entry.base) + Int(entry.prepaid) - Int(entry.produced), 0)
+        counters.ahead(entry.tenant, output: -Int64(left))
+        charge(entry.tenant, 0, -left)
     }
 
     /// Mean of the tenant's last completed lengths; nil where there is none.
@@ -62,10 +82,11 @@ extension SchedulingPolicy {
             }
         }
         guard configuration.inner == .gittins else { return }
-        lengths.add(Int(entry.produced), configuration)
+        let promptClass = Int(entry.promptClass)
+        lengths.add(Int(entry.produced), promptClass: promptClass, configuration)
         if configuration.separatesTenants {
-            if pools[Int(entry.tenant)].lengths == nil { pools[Int(entry.tenant)].lengths = LengthTable() }
-            pools[Int(entry.tenant)].lengths?.add(Int(entry.produced), configuration)
+            if pools[Int(entry.tenant)].lengths == nil { pools[Int(entry.tenant)].lengths = LengthTables() }
+            pools[Int(entry.tenant)].lengths?.add(Int(entry.produced), promptClass: promptClass, configuration)
         }
     }
 

@@ -18,6 +18,13 @@ struct TenantCounters: Sendable {
         /// Work of each role since the last fold, where dominant shares are counted.
         var prefillWork: Int64 = 0
         var decodeWork: Int64 = 0
+        /// Tokens charged ahead for jobs under way: in `value`, and to be taken back or made good.
+        var promptAhead: Int64 = 0
+        var outputAhead: Int64 = 0
+        /// Which tenant ceased to wait later: greater is later, 0 never.
+        var ceasedWaiting: Int64 = 0
+        /// Whether it stands in `changed`.
+        var isChanged = false
         /// Jobs known, and of these those that make the tenant wait under the policy in force.
         var live = 0
         var waiting = 0
@@ -40,6 +47,11 @@ struct TenantCounters: Sendable {
     let tenantsMax: Int
     private(set) var weights: [TenantID: Double]
     private let counting: Counting
+    /// Whether counters order tenants, so that they are worth keeping.
+    private let areKept: Bool
+    /// Tenants whose counter differs from what was taken last, each once.
+    private var changed: [Int32] = []
+    private var timesCeased: Int64 = 0
     private(set) var tenants: ContiguousArray<Tenant> = []
     private var numbers: [TenantID: Int32] = [:]
     private var free: [Int32] = []
@@ -63,6 +75,7 @@ struct TenantCounters: Sendable {
         tenantsMax = max(configuration.tenantsMax, 1)
         weights = configuration.weights
         counting = configuration.counting
+        areKept = configuration.separatesTenants
     }
 
     var count: Int { numbers.count }
@@ -90,11 +103,78 @@ struct TenantCounters: Sendable {
         if let number = numbers[tenant] { tenants[Int(number)].perUnit = Self.perUnit(weight: self.weight(of: tenant)) }
     }
 
-    /// A counter as an earlier process left it.
-    mutating func restore(_ number: Int32, value: Int64, lifted: Int64) {
-        tenants[Int(number)].value = value
-        tenants[Int(number)].lifted = lifted
+    /// A counter as an earlier process left it. What was charged ahead is taken back as if its jobs had
+    /// failed: they are charged anew where they run again.
+    mutating func restore(_ number: Int32, _ record: CounterRecord, _ configuration: PolicyConfiguration) {
+        // Far from where negating or adding would overflow, whatever the file says.
+        func sane(_ parts: Int64) -> Int64 { min(max(parts, -(1 << 61)), 1 << 61) }
+        change(number) { tenant in
+            tenant.value = sane(record.value)
+            tenant.lifted = sane(record.lifted)
+            tenant.prefillWork = sane(record.prefillWork)
+            tenant.decodeWork = sane(record.decodeWork)
+            tenant.ceasedWaiting = max(sane(record.ceasedWaiting), 0)
+        }
+        charge(number, prompt: -sane(record.promptAhead), output: -sane(record.outputAhead), configuration)
+        tenants[Int(number)].charged = 0
+        timesCeased = max(timesCeased, tenants[Int(number)].ceasedWaiting)
         place(number)
+    }
+
+    /// Newcomers whom nobody waits beside are lifted to the tenant that ceased to wait last, if any of
+    /// these is known to have done so.
+    mutating func restoreLastWaiting() -> Bool {
+        let last = numbers.values.max { a, b in
+            let (a, b) = (tenants[Int(a)], tenants[Int(b)])
+            return (a.ceasedWaiting, a.birth) < (b.ceasedWaiting, b.birth)
+        }
+        guard let last, tenants[Int(last)].ceasedWaiting > 0 else { return false }
+        lastWaiting = .tenant(last)
+        return true
+    }
+
+    // MARK: What is kept outside
+
+    /// Of every tenant that is remembered, in the order in which they became known.
+    var records: [CounterRecord] {
+        numbers.values.sorted { tenants[Int($0)].birth < tenants[Int($1)].birth }.map(record)
+    }
+
+    func record(_ number: Int32) -> CounterRecord {
+        let tenant = tenants[Int(number)]
+        var record = CounterRecord(tenant: tenant.name, value: tenant.value, lifted: tenant.lifted)
+        (record.prefillWork, record.decodeWork) = (tenant.prefillWork, tenant.decodeWork)
+        (record.promptAhead, record.outputAhead) = (tenant.promptAhead, tenant.outputAhead)
+        record.ceasedWaiting = tenant.ceasedWaiting
+        return record
+    }
+
+    /// Counters that have changed since this was last asked, in the order of their first change.
+    mutating func takeChanged() -> [CounterRecord] {
+        guard !changed.isEmpty else { return [] }
+        let records = changed.compactMap { number -> CounterRecord? in
+            tenants[Int(number)].isChanged = false
+            return numbers[tenants[Int(number)].name] == number ? record(number) : nil
+        }
+        changed.removeAll(keepingCapacity: true)
+        return records
+    }
+
+    /// The one way to a counter's state: what changes is to be kept.
+    private mutating func change(_ number: Int32, _ body: (inout Tenant) -> Void) {
+        body(&tenants[Int(number)])
+        guard areKept, !tenants[Int(number)].isChanged else { return }
+        tenants[Int(number)].isChanged = true
+        changed.append(number)
+    }
+
+    /// More (or fewer) tokens are charged ahead.
+    mutating func ahead(_ number: Int32, prompt: Int64 = 0, output: Int64 = 0) {
+        guard prompt != 0 || output != 0 else { return }
+        change(number) { tenant in
+            tenant.promptAhead = tenant.promptAhead.addingClamped(prompt)
+            tenant.outputAhead = tenant.outputAhead.addingClamped(output)
+        }
     }
 
     static func perUnit(weight: Double) -> Int64 {
@@ -123,7 +203,9 @@ struct TenantCounters: Sendable {
         let number: Int32
         if let reused = free.popLast() {
             number = reused
+            let isChanged = tenants[Int(number)].isChanged
             tenants[Int(number)] = fresh
+            tenants[Int(number)].isChanged = isChanged
         } else {
             number = Int32(truncatingIfNeeded: tenants.count)
             tenants.append(fresh)
@@ -132,6 +214,8 @@ struct TenantCounters: Sendable {
             idlePositions.append(SlotHeap<Key>.absent)
         }
         numbers[tenant] = number
+        // Of a tenant that was forgotten an older counter may be kept.
+        change(number) { _ in }
         place(number)
         return (number, forgotten)
     }
@@ -160,8 +244,16 @@ struct TenantCounters: Sendable {
 
     mutating func waitsNoMore(_ number: Int32) {
         tenants[Int(number)].waiting -= 1
-        if tenants[Int(number)].waiting == 0 { lastWaiting = .tenant(number) }
+        if tenants[Int(number)].waiting == 0 { ceasesWaiting(number) }
         place(number)
+    }
+
+    private mutating func ceasesWaiting(_ number: Int32) {
+        if case .tenant(number) = lastWaiting { return }
+        lastWaiting = .tenant(number)
+        timesCeased += 1
+        let order = timesCeased
+        change(number) { $0.ceasedWaiting = order }
     }
 
     private func floor(_ lift: Lift) -> Int64? {
@@ -183,9 +275,10 @@ struct TenantCounters: Sendable {
 
     private mutating func raise(_ number: Int32, to floor: Int64?) {
         guard let floor, floor > tenants[Int(number)].value else { return }
-        let lift = floor.addingClamped(-tenants[Int(number)].value)
-        tenants[Int(number)].lifted = tenants[Int(number)].lifted.addingClamped(lift)
-        tenants[Int(number)].value = floor
+        change(number) { tenant in
+            tenant.lifted = tenant.lifted.addingClamped(floor.addingClamped(-tenant.value))
+            tenant.value = floor
+        }
     }
 
     // MARK: Charging
@@ -214,7 +307,7 @@ struct TenantCounters: Sendable {
             tenant.decodeWork = max(tenant.decodeWork, behind)
             tenant.value = base.addingClamped(dominant)
         }
-        tenants[Int(number)] = tenant
+        change(number) { $0 = tenant }
         place(number)
         return tenant.value.addingClamped(-before)
     }

@@ -153,7 +153,6 @@ extension ClusterSimulation {
         }
         job.logged = offset + tokens.count
         host.add(configuration.profile.hostSecondsPerToken * Double(tokens.count), at: now)
-        configuration.reservation?.gave(id, tokens: tokens.count)
         books.books[job.request.tenant, default: .init()].outputTokens += Int64(tokens.count)
         if job.firstToken == nil { job.firstToken = now }
         job.lastToken = now

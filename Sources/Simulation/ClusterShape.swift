@@ -24,6 +24,14 @@ public struct ClusterShape: Sendable {
     public var swapTokens = 0
     public var swapBytesPerSecond = 12e9
     public var swapsAhead = true
+    /// No step begins while pages move (`SimulationConfiguration.stepsWaitForSwaps`).
+    public var stepsWaitForSwaps = false
+    /// When decode workers take long prompts, and what a step with prompt beside decoding jobs may take
+    /// there; jobs that a prefill worker is given at once, nil: the coordinator's default.
+    public var relief: ReliefConfiguration?
+    public var stepLimit: TimeSpan?
+    public var stepStretch: Double?
+    public var prefillWindowJobs: Int?
     /// How often workers tell their free blocks; nil takes the coordinator's default.
     public var heartbeatEvery: TimeSpan?
     /// Under LightLLM's rule of admission, so many tokens are one engine's memory (`PeakReservation`).
@@ -49,7 +57,10 @@ public struct ClusterShape: Sendable {
         for index in result.workers.indices where result.workers[index].role != .prefill {
             result.workers[index].swapPages = swapTokens / max(blockTokens, 1)
             result.workers[index].swapsAhead = swapsAhead
+            guard result.workers[index].role == .decode else { continue }
+            (result.workers[index].stepLimit, result.workers[index].stepStretch) = (stepLimit, stepStretch)
         }
+        result.stepsWaitForSwaps = stepsWaitForSwaps
         result.swapBytesPerSecond = swapBytesPerSecond
         result.blockTokens = blockTokens
         result.tick = tick
@@ -76,6 +87,8 @@ public struct ClusterShape: Sendable {
         coordinator.defaultDeadline = .seconds(1_000_000_000)
         coordinator.endedJobsMax = 16
         coordinator.endedTokensMax = 1 << 16
+        coordinator.relief = relief
+        if let prefillWindowJobs { coordinator.prefillWindowJobs = prefillWindowJobs }
         if let heartbeatEvery { coordinator.heartbeatEvery = heartbeatEvery }
         if let residencyPercent { coordinator.decodeResidencyPercent = residencyPercent }
         return coordinator

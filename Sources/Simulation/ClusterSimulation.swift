@@ -174,8 +174,8 @@ public final class ClusterSimulation {
             if let node = living(node, life, event) { perform(decode: node, .landingReleased(transfer)) }
         case .swapDone(let node, let life, let move):
             if let node = living(node, life, event) { swapDone(node, move) }
-        case .stepFinished(let node, let life, let batch, let time):
-            if let node = living(node, life, event) { finishStep(node, batch, time) }
+        case .stepFinished(let node, let life, let step):
+            if let node = living(node, life, event) { finishStep(node, step) }
         case .arrival: arrive()
         case .submission(let number): resubmit(number)
         case .cancellation(let number): cancelByClient(number)
@@ -387,56 +387,8 @@ public final class ClusterSimulation {
         after(.milliseconds(100), .exit(node: node.index, life: node.life))
     }
 
-    // MARK: The engine
-
-    private func runStep(_ node: SimulatedNode, _ batch: StepBatch) {
-        if configuration.audits {
-            checkNobodyWrites(node, batch)
-            checkBudgets(node, batch)
-        }
-        var time = configuration.profile.time(of: batch)
-        if configuration.variesSteps {
-            time = TimeSpan(seconds: time.seconds * (0.5 + 1.5 * random.unit()))
-        }
-        let variation =
-            batch.isDecoding ? configuration.profile.decodeVariation : configuration.profile.prefillVariation
-        if !variation.isEmpty {
-            time = TimeSpan(seconds: time.seconds * CostProfile.draw(variation, &random))
-        }
-        let slowdown = slowdown(of: node, isDecoding: batch.isDecoding)
-        if slowdown != 1 { time = TimeSpan(seconds: time.seconds * slowdown) }
-        node.isStepping = true
-        node.busySeconds += time.seconds
-        node.steps += 1
-        after(time, .stepFinished(node: node.index, life: node.life, batch, time))
-    }
-
-    /// By what an iteration takes longer beside what else the machine does.
-    private func slowdown(of node: SimulatedNode, isDecoding: Bool) -> Double {
-        let profile = configuration.profile
-        let interference = node.shape.role == .prefill ? profile.prefillInterference : profile.decodeInterference
-        var factor = isDecoding ? host.pace(at: now, profile, &random) : 1
-        guard interference > 0 || profile.processors > 0 else { return factor }
-        let others = Double(nodes.reduce(0) { $0 + ($1.isStepping && $1.index != node.index ? 1 : 0) })
-        factor *= 1 + interference * others
-        if profile.processors > 0 {
-            factor *= max(1, (1 + others + host.load(at: now)) / Double(profile.processors))
-        }
-        return factor
-    }
-
-    private func finishStep(_ node: SimulatedNode, _ batch: StepBatch, _ time: TimeSpan) {
-        node.isStepping = false
-        let outcomes = node.engine.run(
-            batch, length: { jobs[$0]?.request.length },
-            complain: { fail("\(node.id): \($0)") })
-        mark(node.index, UInt64(batch.entries.count))
-        note(node.id.name, "step of \(batch.entries.count) jobs, \(batch.tokenCount) tokens")
-        perform(node, .stepFinished(StepResult(outcomes: outcomes, computeTime: time)))
-    }
-
     /// A slot that a receiver may still write has no other user (I1).
-    private func checkNobodyWrites(_ node: SimulatedNode, _ batch: StepBatch) {
+    func checkNobodyWrites(_ node: SimulatedNode, _ batch: StepBatch) {
         for entry in batch.entries {
             for slot in entry.blockTable where node.writable[Int(slot.index)] > 0 {
                 fail("\(node.id): the step of \(entry.transfer) uses slot \(slot), which pages may still land in")

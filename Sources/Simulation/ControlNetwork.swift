@@ -155,7 +155,10 @@ extension ClusterSimulation {
             .credit, .transferEnd, .transferCommitted, .transferFailed, .leaseRenew, .cancel, .cancelAck:
             let stale = configuration.audits ? staleWords(message) : []
             emittedNow.removeAll(keepingCapacity: true)
-            if case .tokenSteps(let steps) = message { paused.subtract(steps.started.map(\.job)) }
+            if case .tokenSteps(let steps) = message {
+                paused.subtract(steps.started.map(\.job))
+                configuration.reservation?.heard(steps)
+            }
             tell(.workerMessage(link.ref, message))
             checkStale(stale, emitted: emittedNow)
             if case .tokenSteps = message { onIteration?(self) }

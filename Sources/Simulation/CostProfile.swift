@@ -35,6 +35,11 @@ public struct CostProfile: Hashable, Sendable {
     /// of a prefill worker, and of one that decodes.
     public var prefillInterference = 0.0
     public var decodeInterference = 0.0
+    /// How much longer than the sum of its parts an iteration takes that holds both prompt and jobs that
+    /// decode.
+    public var mixedFactor = 1.0
+    /// Threads of one worker's engine, where workers share `processors`.
+    public var threads = 1
     /// An iteration's time over what the coefficients say, as equally spaced quantiles of the measured
     /// ratios from the least to the greatest: each iteration draws one. Empty: none varies.
     public var prefillVariation: [Double] = []
@@ -132,7 +137,8 @@ public struct CostProfile: Hashable, Sendable {
             milliseconds +=
                 (line.linear * Double(work.contextTokens) + line.other * Double(work.decodeJobs)) * shape
         }
-        return TimeSpan(seconds: (base + milliseconds) * factor / 1000)
+        let mixed = work.prefillTokens > 0 && work.decodeJobs > 0 ? mixedFactor : 1
+        return TimeSpan(seconds: (base + milliseconds) * factor * mixed / 1000)
     }
 
     /// A draw from quantiles, linearly between neighbours.
@@ -149,7 +155,7 @@ public struct CostProfile: Hashable, Sendable {
         var work = Work()
         for entry in batch.entries {
             let end = entry.startPosition + entry.tokens.count
-            if entry.tokens.count == 1, entry.startPosition > 0, (entry.sample?.outputTokens ?? 0) > 0 {
+            if entry.decodes {
                 work.decodeJobs += 1
                 work.contextTokens += end
             } else {
@@ -206,9 +212,14 @@ extension CostProfile {
     }
 }
 
+extension StepEntry {
+    /// One new token of a job that has brought some: everything else is prompt.
+    var decodes: Bool { tokens.count == 1 && startPosition > 0 && (sample?.outputTokens ?? 0) > 0 }
+}
+
 extension StepBatch {
-    /// Whether any of its jobs decodes: prompts beside them wait for the same iteration.
-    var isDecoding: Bool {
-        entries.contains { $0.tokens.count == 1 && $0.startPosition > 0 && ($0.sample?.outputTokens ?? 0) > 0 }
+    var kind: RunningStep.Kind {
+        let decoders = entries.count { $0.decodes }
+        return decoders == 0 ? .prompt : decoders == entries.count ? .decode : .both
     }
 }

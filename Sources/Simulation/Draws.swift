@@ -68,6 +68,8 @@ public enum LengthDistribution: Hashable, Sendable {
     case exponential(mean: Double)
     /// Of this mean and coefficient of variation.
     case lognormal(mean: Double, variation: Double)
+    /// Measured: equally spaced quantiles from the least to the greatest, linearly between.
+    case quantiles([Int])
 
     /// Reads `256`, `uniform:1:512`, `exp:256` or `lognormal:256:0.8`; nil for anything else.
     public init?(_ text: String) {
@@ -94,6 +96,7 @@ public enum LengthDistribution: Hashable, Sendable {
         case .lognormal(let mean, let variation):
             let variance = Draws.logarithm(1 + variation * variation)
             value = mean * Draws.exponential(Draws.normal(&random) * variance.squareRoot() - variance / 2)
+        case .quantiles(let counts): value = CostProfile.draw(counts.map(Double.init), &random)
         }
         return min(max(Int(min(value.rounded(), 1e9)), 1), limit)
     }

@@ -7,8 +7,6 @@ public struct LiveReplay: Sendable {
     public var cluster: LiveCluster
     public var profile: CostProfile
     public var seed: UInt64 = 1
-    /// Prompts below this are prefilled where they decode.
-    public var localPrefill = 0
 
     public init(cluster: LiveCluster, profile: CostProfile) {
         self.cluster = cluster
@@ -20,10 +18,14 @@ public struct LiveReplay: Sendable {
         (shape.prefill, shape.decode, shape.mixed) = (cluster.prefill, cluster.decode, cluster.mixed)
         shape.profile = profile
         shape.policy = PolicyConfiguration(named: cluster.policy) ?? PolicyConfiguration()
+        shape.policy.liftsToClampOnly = true
         shape.blockTokens = cluster.blockTokens
         shape.poolTokens = cluster.blocks * cluster.blockTokens
         (shape.batchJobsMax, shape.stepTokensMax) = (cluster.batchJobs, cluster.stepTokens)
-        shape.localPrefillThreshold = localPrefill
+        shape.localPrefillThreshold = cluster.localPrefill
+        shape.prefillWindowJobs = max(cluster.prefillWindow, 1)
+        if cluster.reliefWait > 0 { shape.relief = .init(wait: .milliseconds(Int64(cluster.reliefWait))) }
+        if cluster.stepStretch > 0 { shape.stepStretch = Double(cluster.stepStretch) / 100 }
         shape.tick = .milliseconds(25)
         return shape
     }
@@ -62,8 +64,8 @@ public struct LiveReplay: Sendable {
             switch experiment.kind {
             case .single: played = jobs(apart(experiment.jobs))
             case .together, .traffic: played = jobs(experiment.jobs)
-            case .disturbed: continue
-            case .disturbing:
+            case .disturbed, .crowded, .heldOut: continue
+            case .disturbing, .crowding:
                 // With the decoding jobs, which come just before.
                 let others = index > 0 ? session.experiments[index - 1].jobs : []
                 guard let both = jobs(others + experiment.jobs) else { return nil }

@@ -11,11 +11,23 @@ public struct LiveCluster: Hashable, Sendable {
     public var batchJobs = 32
     public var stepTokens = 512
     public var chunkTokens = 256
+    public var threads = 1
     public var policy = "fair"
+    /// Prompts below this are prefilled where they decode; 0: never.
+    public var localPrefill = 0
+    /// Milliseconds of waiting past which a long one is, too; 0: never (`ReliefConfiguration`).
+    public var reliefWait = 0
+    /// What a decode worker's step with prompt may take, in percent of one that only decodes; 0: no limit.
+    public var stepStretch = 0
+    /// Jobs that a prefill worker is given at once.
+    public var prefillWindow = 2
 
     public init() {}
 
     public var name: String { mixed > 0 ? "\(mixed) mixed" : "\(prefill) prefill, \(decode) decode" }
+
+    /// Whether prompts may be computed in the steps of jobs that decode.
+    public var mixesSteps: Bool { mixed > 0 || localPrefill > 0 || reliefWait > 0 }
 }
 
 /// One job's stamps, milliseconds since the coordinator received it, and what its client saw. The
@@ -74,12 +86,22 @@ public struct LiveExperiment: Hashable, Sendable {
         /// Jobs that decode while prompts come; and those prompts.
         case disturbed
         case disturbing
+        /// Jobs that decode while prompts are computed in their steps; and those prompts.
+        case crowded
+        case crowding
         /// A workload, as users send it.
         case traffic
+        /// One that no fit sees: the fit is judged by it.
+        case heldOut
     }
 
     public var kind: Kind
     public var jobs: [LiveJob]
+    /// Of a workload that is held out: its load, the seed that it was drawn from, and which time it was
+    /// played.
+    public var load = ""
+    public var seed: UInt64 = 0
+    public var turn = 0
 
     public init(kind: Kind, jobs: [LiveJob]) {
         self.kind = kind

@@ -1,4 +1,5 @@
 import CoordinatorCore
+import Messages
 import ServingTypes
 
 /// The memory rule of LightLLM, under which VTC was published (scheduling.md §3.4): a request enters
@@ -11,6 +12,11 @@ public final class PeakReservation: RoomRule, @unchecked Sendable {
         /// Tokens held now, and output tokens still to come.
         var held: Int
         var left: Int
+        var hasBegun = false
+
+        /// As LightLLM counts: the first output token has its place from the start, and the last one, which
+        /// is read by nobody, none.
+        var counted: Share { Share(held: hasBegun ? held : held + 1, left: max(left - 1, 0)) }
     }
 
     private struct State {
@@ -31,7 +37,7 @@ public final class PeakReservation: RoomRule, @unchecked Sendable {
     public func admits(_ job: JobID, on worker: WorkerRef) -> Bool {
         if state.running[job] != nil { return true }
         guard let share = state.known[job] else { return false }
-        let shares = Array(state.running.values) + [Share(held: share.held + 1, left: share.left - 1)]
+        let shares = state.running.values.map(\.counted) + [share.counted]
         guard shares.count <= jobsMax, Self.peak(shares) < tokensMax else { return false }
         state.running[job] = share
         return true
@@ -54,9 +60,18 @@ public final class PeakReservation: RoomRule, @unchecked Sendable {
         state.known[job] = Share(held: input, left: output)
     }
 
+    /// An iteration's tokens and endings, before the coordinator places anybody because of them.
+    func heard(_ message: TokenSteps) {
+        for step in message.steps {
+            gave(step.transfer.job, tokens: step.tokens.count)
+            if step.end != nil { left(step.transfer.job) }
+        }
+    }
+
     func gave(_ job: JobID, tokens: Int) {
         state.running[job]?.held += tokens
         state.running[job]?.left -= tokens
+        state.running[job]?.hasBegun = true
     }
 
     func left(_ job: JobID) {

@@ -11,7 +11,8 @@ public struct ProfileFit {
         "messages: half of the stamps placed to reserved; pages: transferring to decoding against bytes",
         "prefill: single jobs of several lengths, time to the first token; least relative squares, then a factor per length",
         "decode: 1 to the batch limit jobs at once, mean gap after the second token; least relative squares, then a factor per batch",
-        "interference: jobs decode while prompts come one after the other; host time per token: from Poisson traffic",
+        "interference: jobs decode while prompts come one after the other, and Poisson traffic; host time per token: from traffic",
+        "prompt and decoding in one step: jobs decode while prompts come to the same worker",
         "then each moved until the session, played through the simulator, gives the same statistics",
         "variation: quantiles of live over simulated, of single prompts, of iterations and of batches",
     ]
@@ -36,8 +37,12 @@ public struct ProfileFit {
         /// Of prompts that were computed beside decoding jobs, and of those.
         var disturbedPrompt = 0.0
         var disturbedGap = 0.0
+        var trafficPrompt = 0.0
         var trafficFirst = 0.0
         var trafficGap = 0.0
+        /// Of prompts that were computed in the steps of decoding jobs, and of those.
+        var crowdingPrompt = 0.0
+        var crowdedGap = 0.0
     }
 
     func statistics(_ session: LiveSession) -> Statistics? {
@@ -59,6 +64,10 @@ public struct ProfileFit {
         let traffic = session.jobs(.traffic)
         result.trafficGap = Self.mean(traffic.filter { $0.outputTokens > 8 }.compactMap(\.gap))
         result.trafficFirst = Self.mean(traffic.map(\.firstToken))
+        result.trafficPrompt = Self.mean(
+            traffic.compactMap { job in job.promptTime.map { $0.upperBound - $0.lowerBound } })
+        result.crowdedGap = Self.mean(session.jobs(.crowded).compactMap(\.gap))
+        result.crowdingPrompt = Self.mean(session.jobs(.crowding).map(\.firstToken))
         return result
     }
 
@@ -129,7 +138,10 @@ public struct ProfileFit {
             worst("gaps of batches", simulated.gaps, live.gaps),
             percent("disturbed prompt", simulated.disturbedPrompt, live.disturbedPrompt),
             percent("disturbed gap", simulated.disturbedGap, live.disturbedGap),
-            percent("traffic: first token", simulated.trafficFirst, live.trafficFirst),
+            percent("crowding prompt", simulated.crowdingPrompt, live.crowdingPrompt),
+            percent("crowded gap", simulated.crowdedGap, live.crowdedGap),
+            percent("traffic: prompt", simulated.trafficPrompt, live.trafficPrompt),
+            percent("first token", simulated.trafficFirst, live.trafficFirst),
             percent("gap", simulated.trafficGap, live.trafficGap),
         ].joined(separator: ", ")
     }
@@ -154,6 +166,7 @@ public struct ProfileFit {
             stepTokensMax: cluster.stepTokens, linkBytesPerSecond: pageBytesPerSecond,
             linkLatency: TimeSpan(seconds: live.message / 1000))
         profile.chunkTokensMax = chunk
+        profile.threads = max(cluster.threads, 1)
         profile.pageLatency = TimeSpan(seconds: live.message / 1000)
         profile.hostSecondsPerToken = 50e-6
         profile.prefillShape = lengths.filter { $0.key <= chunk }.map { .init(at: Double($0.key), factor: 1) }
@@ -203,17 +216,36 @@ public struct ProfileFit {
             guard let a = simulated.gaps[count], let b = live.gaps[count], a > 0 else { continue }
             Self.scale(&profile.decodeShape[index].factor, by: b / a)
         }
+        moveShared(&profile, from: simulated, to: live)
+    }
+
+    /// What shows only where several things go on at once.
+    private func moveShared(_ profile: inout CostProfile, from simulated: Statistics, to live: Statistics) {
+        /// Live over simulated, the mean of those that were measured.
+        func ratio(_ pairs: [(live: Double, simulated: Double)]) -> Double? {
+            let known = pairs.filter { $0.live > 0 && $0.simulated > 0 }.map { $0.live / $0.simulated }
+            return known.isEmpty ? nil : Self.mean(known)
+        }
+        let (gap, prompt) = (
+            (live.trafficGap, simulated.trafficGap), (live.trafficPrompt, simulated.trafficPrompt)
+        )
+        // Of a mixed worker's traffic most steps hold both.
+        let crowd = [(live.crowdingPrompt, simulated.crowdingPrompt), (live.crowdedGap, simulated.crowdedGap)]
+        if cluster.mixesSteps, let both = ratio(cluster.mixed > 0 ? crowd + [gap, prompt] : crowd) {
+            Self.scale(&profile.mixedFactor, by: both, within: 0.3...4)
+        }
+        // What the machine does beside slows both roles; what is left of either is interference.
+        if let slower = ratio(cluster.mixed > 0 ? [gap] : [gap, prompt]) {
+            let step = max(60e-6, 0.3 * profile.hostSecondsPerToken) * (slower - 1)
+            profile.hostSecondsPerToken = min(max(profile.hostSecondsPerToken + step, 0), 1e-3)
+        }
         guard cluster.mixed == 0 else { return }
-        func moved(_ value: Double, _ a: Double, _ b: Double) -> Double {
-            a > 0 && b > 0 ? min(max(value + 0.6 * (b / a - 1), 0), 4) : value
-        }
+        func moved(_ value: Double, by ratio: Double?) -> Double { min(max(value + 0.6 * ((ratio ?? 1) - 1), 0), 4) }
         profile.prefillInterference = moved(
-            profile.prefillInterference, simulated.disturbedPrompt, live.disturbedPrompt)
-        profile.decodeInterference = moved(profile.decodeInterference, simulated.disturbedGap, live.disturbedGap)
-        if simulated.trafficGap > 0, live.trafficGap > 0 {
-            let step = 60e-6 * (live.trafficGap / simulated.trafficGap - 1)
-            profile.hostSecondsPerToken = min(max(profile.hostSecondsPerToken + step, 0), 300e-6)
-        }
+            profile.prefillInterference,
+            by: ratio([(live.disturbedPrompt, simulated.disturbedPrompt), prompt]))
+        profile.decodeInterference = moved(
+            profile.decodeInterference, by: ratio([(live.disturbedGap, simulated.disturbedGap), gap]))
     }
 
     private static func scale(_ value: inout Double, by factor: Double, within range: ClosedRange<Double> = 0.1...10) {
@@ -231,10 +263,16 @@ public struct ProfileFit {
             zip(session.jobs(.single), played.jobs(.single)).filter { $0.0.inputTokens >= 32 }.map { live, simulated in
                 max(live.firstToken - before, 0.01) / max(simulated.firstToken - before, 0.01)
             })
-        profile.decodeVariation = variation(iterations())
+        profile.decodeVariation = believable(variation(iterations()))
         profile.paceVariation = variation(
             zip(together(session), together(played)).map { $0.gap / max($1.gap, 1e-9) })
         return profile
+    }
+
+    /// Where iterations are shorter than what a client is woken for, tokens reach it in handfuls: that says
+    /// nothing of the iterations.
+    private func believable(_ quantiles: [Double]) -> [Double] {
+        quantiles.isEmpty || quantiles[quantiles.count / 4] < 0.5 ? [] : quantiles
     }
 
     /// Means of four gaps between tokens at the client, over their job's mean gap, of jobs that decoded
@@ -256,11 +294,13 @@ public struct ProfileFit {
     }
 
     static let quantiles = 17
+    /// Fewer measurements say nothing of how they vary.
+    static let sampleMin = 8
 
     /// Quantiles of a sample, equally far apart from its least to its greatest, with mean 1; empty for none.
     func variation(_ sample: [Double]) -> [Double] {
         let sorted = sample.sorted()
-        guard sorted.count >= Self.quantiles else { return [] }
+        guard sorted.count >= Self.sampleMin else { return [] }
         let values = (0..<Self.quantiles).map { index in
             sorted[index * (sorted.count - 1) / (Self.quantiles - 1)]
         }

@@ -45,7 +45,10 @@ final class SimulatedNode {
     var busySeconds = 0.0
     var steps: UInt64 = 0
     var isDraining = false
-    var isStepping = false
+    /// What the engine computes.
+    var step: RunningStep?
+    /// Seconds for which steps waited for pages on their way, where they do.
+    var swapWaitSeconds = 0.0
 
     static let backoffFirst: Int64 = 100_000_000
     static let backoffMax: Int64 = 2_000_000_000
@@ -76,7 +79,7 @@ final class SimulatedNode {
         life += 1
         isAlive = true
         isDraining = false
-        isStepping = false
+        step = nil
         frozenUntil = 0
         control = nil
         backoff = Self.backoffFirst
@@ -130,6 +133,7 @@ final class SimulatedNode {
         result.swapPages = shape.swapPages
         result.swapsAhead = shape.swapsAhead
         result.reservesWholeJobs = shape.reservesWholeJobs
+        (result.stepLimit, result.stepStretch) = (shape.stepLimit, shape.stepStretch)
         result.tick = simulation.tick
         return result
     }
@@ -274,7 +278,7 @@ enum SimulationEvent {
     case messageToSource(Int, Message)
     case pushingStopped(node: Int, life: Int, TransferID)
     case landingReleased(node: Int, life: Int, TransferID)
-    case stepFinished(node: Int, life: Int, StepBatch, TimeSpan)
+    case stepFinished(node: Int, life: Int, step: UInt64)
     case swapDone(node: Int, life: Int, SimulatedMove)
     case arrival
     case submission(Int)

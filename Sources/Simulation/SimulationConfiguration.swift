@@ -15,6 +15,10 @@ public struct SimulatedWorker: Hashable, Sendable {
     /// Whether pages go there and come back before it is needed.
     public var swapsAhead = true
     public var reservesWholeJobs = false
+    /// How long a decoding worker's step with prompt in it should take at most: in time, and in multiples
+    /// of one that only decodes; nil: as long as its tokens take.
+    public var stepLimit: TimeSpan?
+    public var stepStretch: Double?
 
     public init(
         role: WorkerRole, blockCount: Int, batchJobsMax: Int, stepTokensMax: Int, prefillChunkTokens: Int, jobsMax: Int
@@ -63,6 +67,9 @@ public struct SimulationConfiguration: Sendable {
     /// Between a worker's pool and its host tier, and how many moves in a hundred fail.
     public var swapBytesPerSecond = 12e9
     public var swapFailPercent = 0
+    /// An engine that moves pages on its way: no step begins while a move is under way. Ours move pages
+    /// beside their steps.
+    public var stepsWaitForSwaps = false
     public var bufferedTokensMax = 4096
     /// Iterations take between half and twice their time.
     public var variesSteps = false

@@ -16,6 +16,8 @@ public struct TwoRoles {
     static let batch = 64
     static let long = (input: 1500, output: 16)
     static let talkative = (input: 64, output: 400)
+    /// Seconds after the window, in which its jobs end.
+    static let tail = 60.0
 
     public init(policy: PolicyConfiguration, seed: UInt64) {
         self.policy = policy
@@ -106,10 +108,11 @@ public struct TwoRoles {
         var busy: [(at: Double, prefill: Double, decode: Double)] = []
         var result = Result()
         let report = WorkloadRun.run(
-            shape, workload, seed: seed, keepsRecords: true, until: to,
+            // Jobs that run over the end of the window have a record only once they have ended.
+            shape, workload, seed: seed, keepsRecords: true, until: to + Self.tail,
             watch: { simulation in
                 gap.look(simulation)
-                guard simulation.virtualSeconds >= from else { return }
+                guard (from...to).contains(simulation.virtualSeconds) else { return }
                 busy.append(
                     (simulation.virtualSeconds, simulation.nodes[0].busySeconds, simulation.nodes[1].busySeconds))
             })

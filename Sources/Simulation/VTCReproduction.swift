@@ -70,7 +70,7 @@ public enum VTCReproduction {
         shape.reservedTokens = shape.profile.poolTokens
         shape.poolTokens = 2 * shape.profile.poolTokens
         shape.batchJobsMax = 1000
-        shape.stepTokensMax = 4096
+        shape.stepTokensMax = 3100
         return shape
     }
 

@@ -58,6 +58,8 @@ public struct WorkloadReport: Sendable {
     public var missedObjective = 0
     /// Share of the time that the workers of a role were in a step.
     public var utilisation: [(role: WorkerRole, workers: Int, share: Double)] = []
+    /// Seconds for which steps of all workers waited for pages on their way, where they do.
+    public var swapWaitSeconds = 0.0
     public var preemptions: UInt64 = 0
     public var requeues: UInt64 = 0
     public var transfers: UInt64 = 0

@@ -132,6 +132,7 @@ struct WorkloadTally {
             let busy = nodes.reduce(0) { $0 + $1.busySeconds }
             result.utilisation.append((role, nodes.count, busy / result.seconds / Double(nodes.count)))
         }
+        result.swapWaitSeconds = simulation.nodes.reduce(0) { $0 + $1.swapWaitSeconds }
         let counters = simulation.coordinator.snapshot().counters
         result.preemptions = counters.preempted
         result.requeues = counters.requeued

@@ -88,7 +88,8 @@ extension WireReader {
             pageIDs: work.pageIDs, sampling: work.sampling, wanted: numbers(wire.n_wanted, wire.wanted),
             target: try worker(wire.target, "target"), targetHost: try text(wire.target_host, "target_host"),
             targetPort: try port(wire.target_port, "target_port"), path: try choice(wire.path, "path"),
-            creditBytes: wire.credit_bytes, lease: TimeSpan(nanoseconds: wire.lease))
+            creditBytes: wire.credit_bytes, lease: TimeSpan(nanoseconds: wire.lease),
+            precedes: wire.has_precedes != 0 && wire.precedes != 0)
     }
 
     func assignNack(_ wire: Tandem__AssignNack) throws(FrameError) -> AssignNack {

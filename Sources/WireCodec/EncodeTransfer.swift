@@ -116,6 +116,7 @@ extension WireWriter {
         wire.pointee.path = value.path.wire
         wire.pointee.credit_bytes = value.creditBytes
         wire.pointee.lease = value.lease.nanoseconds
+        (wire.pointee.has_precedes, wire.pointee.precedes) = (value.precedes ? 1 : 0, value.precedes ? 1 : 0)
         return wire
     }
 

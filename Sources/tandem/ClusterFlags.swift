@@ -36,6 +36,9 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Scheduling policy: \(PolicyConfiguration.names.joined(separator: ", ")).")
     var policy: String?
 
+    @Option(help: "Of the policies rpm and rpm-queue: requests of one tenant in any minute (default: 30).")
+    var policyRequestsPerMinute: Int?
+
     @Option(help: "How pages travel: direct, relay, auto.")
     var kvPath: String?
 
@@ -88,7 +91,11 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Milliseconds that a step with prompt beside decoding jobs should take at most; 0: no limit.")
     var stepLimitMs: Int?
 
-    @Option(help: "File of API keys, one `key tenant` per line; without it every request is let in.")
+    @Option(
+        help: """
+            File of API keys, one `key tenant [infer,admin,metrics]` per line, `infer` where none is named; without \
+            it every request is let in.
+            """)
     var apiKeys: String?
 
     @Option(
@@ -134,6 +141,8 @@ struct ClusterFlags: ParsableArguments {
             controlPort: try FreePort.any(), relayPort: try FreePort.any(), workers: counts,
             policy: try resolver.choice(
                 "policy", flag: policy, standard: "fair-mlfq", from: PolicyConfiguration.names),
+            requestsPerMinute: try resolver.integer(
+                "policy-requests-per-minute", flag: policyRequestsPerMinute, standard: 30, in: 1...100_000),
             kvPath: try resolver.choice(
                 "kv-path", flag: kvPath, standard: "auto", from: ["direct", "relay", "auto"]),
             kvType: try resolver.choice(

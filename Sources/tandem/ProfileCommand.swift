@@ -11,9 +11,11 @@ struct ProfileCommand: AsyncParsableCommand {
         discussion: """
             Drives the cluster as a client does and reads the stamps of every job, so that what the coordinator,
             the links and the front door cost is in the fit. The cluster should be idle otherwise, with one prefill
-            and one decode worker, or with one mixed worker, and --local-prefill-tokens 0.
+            and one decode worker, or with one mixed worker; how it was started is told with the same options.
 
               tandem profile --fit profile.json --samples all.json     measure, fit and write
+              tandem profile --fit profile.json --loads 0.5,0.8        the same, with workloads between the rounds
+                                                                       that the fit does not see and is judged by
               tandem profile --refit all.json --fit profile.json       fit again, without the cluster
               tandem profile --compare profile.json --loads 0.5,0.8 --seeds 3
                                                                        workloads, live and simulated
@@ -26,21 +28,27 @@ struct ProfileCommand: AsyncParsableCommand {
     @Option(help: "Longest sequence that the model takes.") var context: Int = 512
     @Option(help: "Rounds of every measurement.") var rounds: Int = 5
     @Option(help: "Prompt ids are drawn below this.") var vocabulary: Int = 1000
-    @Option(help: "With --compare: requests.") var jobs: Int = 200
+    @Option(help: "Requests of a workload that is compared.") var jobs: Int = 200
     @Option(help: "With --compare: requests per second, Poisson.") var rate: Double = 10
-    @Option(help: "With --compare: shares of what the profile says the cluster can take, in place of --rate.")
+    @Option(help: "Compare at these shares of what the profile says the cluster can take, in place of --rate.")
     var loads: String?
-    @Option(help: "With --compare: workloads per load, of seeds from --seed on.") var seeds: Int = 1
-    @Option(help: "With --compare: prompt tokens, \(LengthDistribution.forms).") var input = "lognormal:128:0.8"
-    @Option(help: "With --compare: output tokens, \(LengthDistribution.forms).") var output = "lognormal:48:0.8"
-    @Option(help: "With --compare: the cluster's policy.") var policy = "fair"
+    @Option(help: "Workloads per load, of seeds from --seed on.") var seeds: Int = 1
+    @Option(help: "Times that each of them is played live.") var turns: Int = 1
+    @Option(help: "Prompt tokens of traffic, \(LengthDistribution.forms).") var input = "lognormal:128:0.8"
+    @Option(help: "Output tokens of traffic, \(LengthDistribution.forms).") var output = "lognormal:48:0.8"
+    @Option(help: "The cluster's policy.") var policy = "fair"
     @Option(help: "Jobs in one iteration, as the cluster was started.") var batchJobs: Int = 32
     @Option(help: "Tokens in one iteration, as the cluster was started.") var stepTokens: Int = 512
     @Option(help: "Prompt tokens of one job in one iteration, as the cluster was started.") var chunkTokens: Int = 256
-    @Option(help: "With --compare: prompts below this are prefilled where they decode.") var localPrefill: Int = 0
+    @Option(help: "Threads of each worker, as the cluster was started.") var threads: Int = 1
+    @Option(help: "Prompts below this are prefilled where they decode, as the cluster was started.")
+    var localPrefillTokens: Int = 0
+    @Option(help: "As the cluster was started; 0: never.") var reliefWaitMs: Int = 0
+    @Option(help: "As the cluster was started; 0: no limit.") var stepStretchPercent: Int = 0
+    @Option(help: "As the cluster was started.") var prefillWindow: Int = 2
     @Option(help: "Seed of prompts, lengths and arrivals.") var seed: UInt64 = 1
-    @Option(help: "With --compare: also write the table as JSON.") var json: String?
-    @Option(help: "With --compare: also write the table as Markdown.") var markdown: String?
+    @Option(help: "Also write the comparison as JSON.") var json: String?
+    @Option(help: "Also write the comparison as Markdown.") var markdown: String?
     @OptionGroup var cluster: ClusterOptions
 
     func validate() throws {
@@ -51,8 +59,15 @@ struct ProfileCommand: AsyncParsableCommand {
         for (name, value) in [
             ("context", context), ("rounds", rounds), ("vocabulary", vocabulary), ("jobs", jobs),
             ("batch-jobs", batchJobs), ("step-tokens", stepTokens), ("chunk-tokens", chunkTokens), ("seeds", seeds),
+            ("turns", turns), ("threads", threads), ("prefill-window", prefillWindow),
         ] where !(1...10_000_000).contains(value) {
             throw ValidationError("--\(name): \(value) is outside 1 to 10000000")
+        }
+        for (name, value) in [
+            ("local-prefill-tokens", localPrefillTokens), ("relief-wait-ms", reliefWaitMs),
+            ("step-stretch-percent", stepStretchPercent),
+        ] where !(0...10_000_000).contains(value) {
+            throw ValidationError("--\(name): \(value) is outside 0 to 10000000")
         }
         guard context >= 64 else { throw ValidationError("--context: \(context) is less than 64") }
         if let loads { _ = try Self.shares(loads) }
@@ -72,11 +87,16 @@ struct ProfileCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        if let refit, let fit { return try write(ProfileFit(try SamplesFile.read(refit)), to: fit) }
+        if let refit, let fit {
+            let session = try SamplesFile.read(refit)
+            return try judge(try write(ProfileFit(session), to: fit), by: session)
+        }
         let load = LiveLoad(client: ClusterClient(cluster), vocabulary: vocabulary, seed: seed)
         var shape = try await LiveCluster(load.client)
         (shape.batchJobs, shape.stepTokens, shape.chunkTokens) = (batchJobs, stepTokens, chunkTokens)
-        shape.policy = policy
+        (shape.policy, shape.threads, shape.prefillWindow) = (policy, threads, prefillWindow)
+        (shape.localPrefill, shape.reliefWait) = (localPrefillTokens, reliefWaitMs)
+        shape.stepStretch = stepStretchPercent
         if let fit {
             try await runFit(load, shape, to: fit)
         } else if let compare {

@@ -10,30 +10,45 @@ extension ProfileCommand {
     func runComparison(_ client: LiveLoad, _ cluster: LiveCluster, _ profile: CostProfile) async throws {
         Terminal.complain("warming up")
         _ = try await client.together(4, input: 32, output: 16, index: -1000)
-        var comparison = LiveComparison()
         var session = LiveSession(cluster: cluster)
         for (number, load) in try rates(cluster, profile).enumerated() {
             let (label, rate) = load
-            let first = 1_000_000 * (number + 1)
-            for number in 0..<seeds {
+            for offset in 0..<seeds {
                 var command = self
-                (command.seed, command.rate) = (seed &+ UInt64(number), rate)
+                (command.seed, command.rate) = (seed &+ UInt64(offset), rate)
                 let trace = command.drawTrace()
                 Terminal.complain(
                     "\(label), seed \(command.seed): \(trace.count) requests at \(Decimals.short(rate))/s")
-                let live = try await command.play(client, trace, from: first + 10_000 * number)
-                session.experiments.append(.init(kind: .traffic, jobs: live))
-                var replay = LiveReplay(cluster: cluster, profile: profile)
-                (replay.seed, replay.localPrefill) = (command.seed, localPrefill)
-                guard let simulated = replay.jobs(live) else { throw CLIError("the simulation broke a promise") }
-                comparison.add(label, seed: command.seed, live: live, simulated: simulated)
+                for turn in 0..<turns {
+                    let first = 20_000_000 + 100_000 * ((number * seeds + offset) * turns + turn)
+                    var experiment = LiveExperiment(
+                        kind: .heldOut, jobs: try await command.play(client, trace, from: first))
+                    (experiment.load, experiment.seed, experiment.turn) = (label, command.seed, turn)
+                    session.experiments.append(experiment)
+                }
             }
         }
+        if let samples { try write(SamplesFile.json(session), to: samples, pretty: false) }
+        try judge(profile, by: session)
+    }
+
+    /// The table of what a profile predicts of a session's held-out workloads; nothing where it has none.
+    func judge(_ profile: CostProfile, by session: LiveSession) throws {
+        let held = session.experiments.filter { $0.kind == .heldOut }
+        guard !held.isEmpty else { return }
+        guard let comparison = LiveReplay(cluster: session.cluster, profile: profile).comparison(of: session) else {
+            throw CLIError("the simulation broke a promise")
+        }
+        let known = Set(held.map(\.seed)).sorted()
+        let turns = Set(held.map(\.turn)).count
+        let requests = held.map(\.jobs.count).reduce(0, +) / max(Set(held.map(\.load)).count, 1)
         let title =
-            "\(cluster.name); \(jobs) requests per run, Poisson, input \(input), output \(output), seeds \(seed) to \(seed + UInt64(seeds) - 1)"
+            "\(session.cluster.name); \(requests) requests per load, Poisson, input \(input), output \(output), "
+            + "seeds \(known.first ?? 0) to \(known.last ?? 0)"
+            + (turns > 1 ? ", each played \(turns) times" : "")
         Terminal.say(title)
         Terminal.say(Terminal.table(LiveComparison.header, comparison.cells))
-        if let samples { try write(SamplesFile.json(session), to: samples, pretty: false) }
+        Terminal.say(comparison.verdict + "; prompts computed where they decode: " + comparison.localPrompts)
         if let json { try write(Self.json(comparison), to: json) }
         if let markdown {
             try comparison.markdown(title).write(toFile: markdown, atomically: true, encoding: .utf8)
@@ -41,7 +56,7 @@ extension ProfileCommand {
     }
 
     /// Requests per second, each with its name.
-    private func rates(_ cluster: LiveCluster, _ profile: CostProfile) throws -> [(String, Double)] {
+    func rates(_ cluster: LiveCluster, _ profile: CostProfile) throws -> [(String, Double)] {
         guard let loads else { return [("\(Decimals.short(rate))/s", rate)] }
         let most = LiveReplay(cluster: cluster, profile: profile).capacity(
             input: meanTokens(input), output: meanTokens(output))
@@ -106,9 +121,10 @@ extension ProfileCommand {
                 .object(
                     JSONObject([
                         ("load", .string(row.load)), ("measure", .string(row.measure)),
-                        ("live_ms", .array(row.live.map { .number($0) })),
-                        ("simulated_ms", .array(row.simulated.map { .number($0) })),
-                        ("error_of_means", .number(row.error)),
+                        ("live_ms", .number(row.live)), ("simulated_ms", .number(row.simulated)),
+                        ("error", .number(row.error)),
+                        ("error_per_seed", .array(row.errors.map { .number($0) })),
+                        ("live_again", row.noise.map { .number($0) } ?? .null),
                     ]))
             })
     }

@@ -10,22 +10,82 @@ extension ProfileCommand {
         Terminal.complain("warming up")
         for index in 0..<4 { _ = try await load.together(4, input: 32, output: 16, index: -100 * (index + 1)) }
         var measuring = Measuring(command: self, load: load, session: LiveSession(cluster: shape))
-        try await measuring.run()
+        try await measuring.probe()
+        var workloads: [HeldOut] = []
+        for round in 0..<rounds {
+            Terminal.complain("round \(round + 1) of \(rounds)")
+            try await measuring.round(round)
+            if round == 0 { workloads = try heldOut(after: measuring.session) }
+            // Between the rounds, so that a machine whose pace drifts is the same one in the fit and after it.
+            for workload in workloads where workload.round == round {
+                measuring.session.experiments.append(try await play(workload, load))
+            }
+        }
         if let samples { try write(SamplesFile.json(measuring.session), to: samples, pretty: false) }
-        try write(ProfileFit(measuring.session), to: path)
+        try judge(try write(ProfileFit(measuring.session), to: path), by: measuring.session)
     }
 
-    func write(_ fit: ProfileFit, to path: String) throws {
+    /// A workload that the fit will not see, and after which round it is played.
+    struct HeldOut {
+        var round = 0
+        var number: Int
+        var load: String
+        var rate: Double
+        var seed: UInt64
+        var turn: Int
+    }
+
+    /// All of them, those of one turn before those of the next; none without `--loads`. Their rates come from
+    /// a fit of what is known after the first round.
+    private func heldOut(after session: LiveSession) throws -> [HeldOut] {
+        guard loads != nil else { return [] }
+        guard let profile = ProfileFit(session).profile(name: "first", processors: processors, rounds: 4) else {
+            throw CLIError("the measurements do not determine a model")
+        }
+        let rates = try rates(session.cluster, profile)
+        var result: [HeldOut] = []
+        for turn in 0..<turns {
+            for seed in 0..<UInt64(seeds) {
+                for (label, rate) in rates {
+                    result.append(
+                        HeldOut(
+                            number: result.count, load: label, rate: rate, seed: self.seed &+ seed, turn: turn))
+                }
+            }
+        }
+        // In the order in which they are played, a share of them after each round.
+        let share = max((result.count + rounds - 1) / max(rounds, 1), 1)
+        for index in result.indices { result[index].round = min(index / share, rounds - 1) }
+        return result
+    }
+
+    private func play(_ workload: HeldOut, _ load: LiveLoad) async throws -> LiveExperiment {
+        var command = self
+        (command.seed, command.rate) = (workload.seed, workload.rate)
+        let trace = command.drawTrace()
+        Terminal.complain("\(workload.load), seed \(workload.seed): \(trace.count) requests")
+        // No prompt of an earlier one comes again: no prefix cache holds it.
+        var result = LiveExperiment(
+            kind: .heldOut, jobs: try await command.play(load, trace, from: 20_000_000 + 100_000 * workload.number))
+        (result.load, result.seed, result.turn) = (workload.load, workload.seed, workload.turn)
+        return result
+    }
+
+    private var processors: Int { ProcessInfo.processInfo.activeProcessorCount }
+
+    @discardableResult
+    func write(_ fit: ProfileFit, to path: String) throws -> CostProfile {
         let name = "fitted-" + fit.session.cluster.name.replacingOccurrences(of: ", ", with: "-")
         guard
             let profile = fit.profile(
-                name: name, processors: ProcessInfo.processInfo.activeProcessorCount,
+                name: name, processors: processors,
                 progress: { Terminal.complain($0) })
         else {
             throw CLIError("the measurements do not determine a model")
         }
         Terminal.say(Self.text(profile, fit.session))
         try write(ProfileFile.json(profile, method: ProfileFit.method), to: path)
+        return profile
     }
 
     func write(_ value: JSONValue, to path: String, pretty: Bool = true) throws {
@@ -56,7 +116,8 @@ extension ProfileCommand {
             + "\(Decimals.fixed((profile.pageLatency?.seconds ?? 0) * 1000, 3)) ms, interference "
             + "\(Decimals.fixed(profile.prefillInterference, 3)) and \(Decimals.fixed(profile.decodeInterference, 3)), "
             + "front door \(Decimals.fixed(profile.frontDoorSeconds * 1000, 3)) ms\n"
-            + "host \(Decimals.fixed(profile.hostSecondsPerToken * 1e6, 1)) us per token on \(profile.processors) processors\n"
+            + "host \(Decimals.fixed(profile.hostSecondsPerToken * 1e6, 1)) us per token on \(profile.processors) processors, "
+            + "steps with prompt and decoding \(Decimals.fixed(profile.mixedFactor, 3)) of their parts\n"
             + "an iteration over its fit, least / median / greatest: prefill \(spread(profile.prefillVariation)), "
             + "decode \(spread(profile.decodeVariation)), "
             + "pace \(spread(profile.paceVariation))"
@@ -81,26 +142,37 @@ struct Measuring {
 
     private var context: Int { command.context }
 
-    mutating func run() async throws {
-        let probe = try await load.run(input: min(64, context / 2), output: 24, index: 999)
+    mutating func probe() async throws {
+        let input = min(64, context / 2)
+        let probe = try await load.run(input: input, output: 24, index: 999)
         gap = max(probe.gap ?? 1, 0.05)
-        perPromptToken = max(probe.firstToken / 64, 0.005)
-        for round in 0..<command.rounds {
-            Terminal.complain("round \(round + 1) of \(command.rounds)")
-            var singles: [LiveJob] = []
-            for input in promptLengths + promptLengths.reversed() {
-                singles.append(try await load.run(input: input, output: 8, index: index))
-                index += 1
-            }
-            session.experiments.append(.init(kind: .single, jobs: singles))
-            for (count, input, output) in decodeLoads {
-                let jobs = try await load.together(count, input: input, output: output, index: index)
-                session.experiments.append(.init(kind: .together, jobs: jobs))
-                index += count
-            }
-            try await disturbed()
-            try await traffic(round)
+        perPromptToken = max(probe.firstToken / Double(input), 0.005)
+    }
+
+    mutating func round(_ round: Int) async throws {
+        var singles: [LiveJob] = []
+        for input in promptLengths + promptLengths.reversed() {
+            singles.append(try await load.run(input: input, output: 8, index: index))
+            index += 1
         }
+        session.experiments.append(.init(kind: .single, jobs: singles))
+        for (count, input, output) in decodeLoads {
+            let jobs = try await load.together(count, input: input, output: output, index: index)
+            session.experiments.append(.init(kind: .together, jobs: jobs))
+            index += count
+        }
+        let cluster = session.cluster
+        if cluster.mixed == 0 {
+            let prompt = min(context * 5 / 8, max(Int(300 / perPromptToken), 32))
+            try await beside(prompt: prompt, .disturbed, .disturbing)
+        }
+        if cluster.mixed > 0 {
+            try await beside(prompt: min(context * 5 / 8, max(Int(150 / perPromptToken), 32)), .crowded, .crowding)
+        } else if cluster.localPrefill > 8 {
+            try await beside(prompt: min(cluster.localPrefill - 1, context / 2), .crowded, .crowding)
+        }
+        try await traffic(2 * round)
+        try await traffic(2 * round + 1)
     }
 
     /// Up to what takes two seconds.
@@ -137,11 +209,13 @@ struct Measuring {
         }
     }
 
-    /// Jobs decode while prompts come one after the other: what each role costs the other.
-    private mutating func disturbed() async throws {
+    /// Jobs decode while prompts come one after the other: what the one costs the other, where another
+    /// worker computes them, and where the same does.
+    private mutating func beside(
+        prompt: Int, _ decodingKind: LiveExperiment.Kind, _ promptKind: LiveExperiment.Kind
+    ) async throws {
         let (load, start) = (load, index)
         index += 200
-        let prompt = min(context * 5 / 8, max(Int(300 / perPromptToken), 32))
         let prompts = min(max(Int(2500 / (Double(prompt) * perPromptToken)), 4), 24)
         let output = output(1000, jobs: 4, max: context * 3 / 4)
         async let decoding: [LiveJob] = {
@@ -159,20 +233,20 @@ struct Measuring {
             return jobs
         }()
         let (one, other) = try await (decoding, disturbing)
-        session.experiments.append(.init(kind: .disturbed, jobs: one))
-        session.experiments.append(.init(kind: .disturbing, jobs: other))
+        session.experiments.append(.init(kind: decodingKind, jobs: one))
+        session.experiments.append(.init(kind: promptKind, jobs: other))
     }
 
     /// Poisson traffic of the lengths of `--input` and `--output`, on a seed that no comparison uses.
     private mutating func traffic(_ round: Int) async throws {
-        let seconds = 6.0
+        let seconds = 7.0
         var command = command
         command.seed = command.seed &+ 0x7472_6166 &+ UInt64(round)
         let (input, output) = (command.meanTokens(command.input), command.meanTokens(command.output))
         let prompt = input * perPromptToken
         let decode = output * gap * 0.25
         let most = session.cluster.mixed > 0 ? 1000 / (prompt + decode) : 1000 / max(prompt, decode)
-        command.rate = (round.isMultiple(of: 2) ? 0.5 : 0.7) * most
+        command.rate = (round.isMultiple(of: 2) ? 0.5 : 0.75) * most
         command.jobs = min(max(Int(command.rate * seconds), 4), 400)
         let jobs = try await command.play(load, command.drawTrace(), from: 10_000_000 + 1000 * round)
         session.experiments.append(.init(kind: .traffic, jobs: jobs))

@@ -14,7 +14,9 @@ enum SamplesFile {
             ("prefill", cluster.prefill), ("decode", cluster.decode), ("mixed", cluster.mixed),
             ("block_tokens", cluster.blockTokens), ("page_bytes", cluster.pageBytes), ("blocks", cluster.blocks),
             ("batch_jobs", cluster.batchJobs), ("step_tokens", cluster.stepTokens),
-            ("chunk_tokens", cluster.chunkTokens),
+            ("chunk_tokens", cluster.chunkTokens), ("threads", cluster.threads),
+            ("local_prefill_tokens", cluster.localPrefill), ("relief_wait_ms", cluster.reliefWait),
+            ("step_stretch_percent", cluster.stepStretch), ("prefill_window", cluster.prefillWindow),
         ].map { ($0.0, JSONValue.integer(Int64($0.1))) }
         return .object(
             JSONObject([
@@ -25,7 +27,9 @@ enum SamplesFile {
                         session.experiments.map { experiment in
                             .object(
                                 JSONObject([
-                                    ("kind", .string(experiment.kind.rawValue)),
+                                    ("kind", .string(experiment.kind.rawValue)), ("load", .string(experiment.load)),
+                                    ("seed", .integer(Int64(clamping: experiment.seed))),
+                                    ("turn", .integer(Int64(experiment.turn))),
                                     ("jobs", .array(experiment.jobs.map(json))),
                                 ]))
                         })
@@ -60,12 +64,19 @@ enum SamplesFile {
         (cluster.blocks, cluster.batchJobs) = (number("blocks"), max(number("batch_jobs"), 1))
         (cluster.stepTokens, cluster.chunkTokens) = (max(number("step_tokens"), 1), max(number("chunk_tokens"), 1))
         cluster.policy = shape["policy"]?.stringValue ?? "fair"
+        (cluster.threads, cluster.prefillWindow) = (max(number("threads"), 1), max(number("prefill_window"), 1))
+        (cluster.localPrefill, cluster.reliefWait) = (number("local_prefill_tokens"), number("relief_wait_ms"))
+        cluster.stepStretch = number("step_stretch_percent")
         var session = LiveSession(cluster: cluster)
         for experiment in json["experiments"]?.arrayValue ?? [] {
             guard let kind = experiment["kind"]?.stringValue.flatMap(LiveExperiment.Kind.init),
                 let jobs = experiment["jobs"]?.arrayValue
             else { return nil }
-            session.experiments.append(LiveExperiment(kind: kind, jobs: jobs.compactMap(job)))
+            var result = LiveExperiment(kind: kind, jobs: jobs.compactMap(job))
+            result.load = experiment["load"]?.stringValue ?? ""
+            result.seed = UInt64(clamping: experiment["seed"]?.intValue ?? 0)
+            result.turn = min(max(experiment["turn"]?.intValue ?? 0, 0), 1 << 20)
+            session.experiments.append(result)
         }
         return session
     }

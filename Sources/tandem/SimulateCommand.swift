@@ -48,7 +48,7 @@ struct SimulateCommand: ParsableCommand {
     @Option(help: "Also write the result as JSON to this file; - is standard output, without the table.")
     var json: String?
     @Flag(help: "Run the fault model in place of a workload.") var safety = false
-    @Option(help: "How many seeds: of the fault model, of --surpass and of --reproduce fastserve.") var seeds: UInt64 =
+    @Option(help: "How many seeds: of the fault model, of --surpass and of --reproduce.") var seeds: UInt64 =
         1
     @Flag(help: "With --safety: print every event.") var trace = false
     @Flag(help: "With --safety: one fault of each kind at every event of a small run.") var sweep = false
@@ -67,6 +67,7 @@ struct SimulateCommand: ParsableCommand {
     var traces: String?
     @Option(help: "With --surpass: one goal only, s3 to s6.") var goal: String?
     @Option(help: "Folder for tables and plots.") var out: String?
+    @Option(help: "A line that kept tables carry, say of the commit.") var note: String?
 
     func validate() throws {
         guard PolicyConfiguration(named: policy) != nil else {

@@ -49,6 +49,8 @@ enum ProfileFile {
         profile.paceVariation = quantiles(json["pace_variation"])
         profile.prefillShape = knots(json["prefill_shape"])
         profile.decodeShape = knots(json["decode_shape"])
+        profile.mixedFactor = positive(json["mixed_factor"]) ?? 1
+        profile.threads = count(json["threads"]) ?? 1
         profile.hostSecondsPerToken = (positive(json["host_us_per_token"]) ?? 0) / 1e6
         profile.processors = count(json["processors"]) ?? 0
         profile.frontDoorSeconds = (positive(json["front_door_ms"]) ?? 0) / 1000
@@ -94,6 +96,7 @@ enum ProfileFile {
             ("factor", .number(profile.factor)), ("shares_iterations", .bool(profile.sharesIterations)),
             ("prefill_interference", .number(profile.prefillInterference)),
             ("decode_interference", .number(profile.decodeInterference)),
+            ("mixed_factor", .number(profile.mixedFactor)), ("threads", .integer(Int64(profile.threads))),
             ("bytes_per_token", .integer(Int64(profile.bytesPerToken))),
             ("pool_tokens", .integer(Int64(profile.poolTokens))),
             ("batch_jobs_max", .integer(Int64(profile.batchJobsMax))),

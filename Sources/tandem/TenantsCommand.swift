@@ -32,8 +32,29 @@ struct TenantsShowCommand: AsyncParsableCommand {
 
     @OptionGroup var cluster: ClusterOptions
 
+    /// A verb behind the options: `tandem tenants --state X set acme weight=4` comes here.
+    @Argument(help: .hidden)
+    var words: [String] = []
+
+    /// Says what the words ask for; an error names what to write.
+    static func request(_ words: [String]) throws -> TenantsRequest {
+        switch words.first {
+        case nil: return .show
+        case "show" where words.count == 1: return .show
+        case "set" where words.count > 1: return .set(tenant: words[1], settings: Array(words.dropFirst(2)))
+        case "set": throw CLIError("tenants: set needs a tenant; write `tandem tenants set TENANT NAME=VALUE ...`")
+        case let word?:
+            throw CLIError(
+                "tenants: \(word) is no word of it; write `tandem tenants` or `tandem tenants set TENANT NAME=VALUE ...`"
+            )
+        }
+    }
+
     func run() async throws {
         let client = ClusterClient(cluster)
+        if case .set(let tenant, let settings) = try Self.request(words) {
+            return try await TenantsSetCommand.set(tenant, settings, client)
+        }
         while true {
             let table = try await client.get("/admin/tenants?window=\(window)")
             if watch, Terminal.isInteractive { Terminal.stream("\u{1B}[H\u{1B}[2J") }
@@ -42,6 +63,11 @@ struct TenantsShowCommand: AsyncParsableCommand {
             try await Task.sleep(for: .seconds(1))
         }
     }
+}
+
+enum TenantsRequest: Equatable {
+    case show
+    case set(tenant: String, settings: [String])
 }
 
 struct TenantsSetCommand: AsyncParsableCommand {
@@ -53,13 +79,20 @@ struct TenantsSetCommand: AsyncParsableCommand {
     var tenant: String
 
     @Argument(help: "NAME=VALUE, e.g. weight=4 or tokens-per-minute=100k.")
-    var settings: [String]
+    var settings: [String] = []
 
     @OptionGroup var cluster: ClusterOptions
 
     private static let names = ["weight", "requests-per-minute", "tokens-per-minute", "concurrent-jobs"]
 
-    func run() async throws {
+    func run() async throws { try await Self.set(tenant, settings, ClusterClient(cluster)) }
+
+    static func set(_ tenant: String, _ settings: [String], _ client: ClusterClient) async throws {
+        let reply = try await client.post("/admin/tenants", .object(try body(tenant, settings)))
+        Terminal.say(JSON.text(reply, pretty: true))
+    }
+
+    private static func body(_ tenant: String, _ settings: [String]) throws -> JSONObject {
         var body = JSONObject([("tenant", .string(tenant))])
         guard !settings.isEmpty else {
             throw CLIError("settings: give at least one of \(Self.names.joined(separator: ", "))")
@@ -72,8 +105,7 @@ struct TenantsSetCommand: AsyncParsableCommand {
             }
             body[halves[0].replacingOccurrences(of: "-", with: "_")] = try Self.value(halves[1], of: halves[0])
         }
-        let reply = try await ClusterClient(cluster).post("/admin/tenants", .object(body))
-        Terminal.say(JSON.text(reply, pretty: true))
+        return body
     }
 
     private static func value(_ text: String, of name: String) throws -> JSONValue {

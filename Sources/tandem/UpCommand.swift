@@ -52,14 +52,16 @@ struct UpCommand: AsyncParsableCommand {
     }
 
     private func serve(_ plan: ClusterPlan, _ directory: StateDirectory) async throws {
-        let key = try plan.apiKeysFile.map(Self.firstKey)
-        let cluster = try LocalCluster(plan: plan, state: directory, apiKey: key) { Terminal.say($0) }
+        let keys = try plan.apiKeysFile.map(LocalKeys.init(path:))
+        let cluster = try LocalCluster(plan: plan, state: directory, apiKey: keys?.forAdministration) {
+            Terminal.say($0)
+        }
         let signals = Signals.stopping(cluster)
         defer { signals.cancel() }
         Terminal.say("starting \(Self.describe(plan.workers)) on \(plan.modelPath)")
         try await cluster.run {
             try await cluster.waitUntilReady(within: .seconds(readyWithin)) { Terminal.say($0) }
-            Terminal.say(Self.banner(plan, key: key, state: directory))
+            Terminal.say(Self.banner(plan, keys: keys, state: directory))
         }
         Terminal.say("the cluster has stopped")
     }
@@ -72,9 +74,15 @@ struct UpCommand: AsyncParsableCommand {
         return parts.joined(separator: ", ")
     }
 
-    static func banner(_ plan: ClusterPlan, key: String?, state: StateDirectory) -> String {
+    static func banner(_ plan: ClusterPlan, keys: LocalKeys?, state: StateDirectory) -> String {
+        let key = keys?.forInference
         let authorization = key.map { " -H 'authorization: Bearer \($0)'" } ?? ""
-        return """
+        let note =
+            keys.map(\.mayAdminister) ?? true
+            ? ""
+            : "\nno key of \(plan.apiKeysFile ?? "") may administer: status, top, tenants and scale need one, a line"
+                + " `KEY TENANT infer,admin,metrics`\n"
+        return note + """
 
             ready: \(plan.url)
             key:     \(key ?? "none needed")
@@ -89,17 +97,35 @@ struct UpCommand: AsyncParsableCommand {
 
             """
     }
+}
 
-    /// The first key of the file, so that the card and the sample can name one.
-    static func firstKey(_ path: String) throws -> String {
+/// The keys of a key file that this machine's own commands use.
+struct LocalKeys {
+    /// For the sample request.
+    let forInference: String
+    /// For the card that `tandem status` and the others read: one that may administer, where there is one.
+    let forAdministration: String
+    let mayAdminister: Bool
+
+    init(path: String) throws {
         guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
             throw CLIError("api-keys: \(path) cannot be read")
         }
-        let line = text.split(separator: "\n").first { !$0.hasPrefix("#") && !$0.allSatisfy(\.isWhitespace) }
-        guard let key = line?.split(separator: " ").first else {
-            throw CLIError("api-keys: \(path) holds no `key tenant` line")
+        try self.init(text: text, path: path)
+    }
+
+    /// Lines are checked by the coordinator; a key without scopes has `infer`.
+    init(text: String, path: String) throws {
+        let keys = text.split(separator: "\n").compactMap { line -> (key: String, scopes: [Substring])? in
+            let words = line.prefix { $0 != "#" }.split(whereSeparator: \.isWhitespace)
+            guard let key = words.first else { return nil }
+            return (String(key), words.count > 2 ? words[2].split(separator: ",") : ["infer"])
         }
-        return String(key)
+        guard let first = keys.first else { throw CLIError("api-keys: \(path) holds no `key tenant` line") }
+        let administrator = keys.first { $0.scopes.contains("admin") }
+        forInference = (keys.first { $0.scopes.contains("infer") } ?? administrator ?? first).key
+        forAdministration = (administrator ?? first).key
+        mayAdminister = administrator != nil
     }
 }
 

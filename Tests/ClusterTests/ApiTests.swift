@@ -402,7 +402,7 @@ extension ClusterSuites {
             let folder = try Scratch.folder()
             defer { try? FileManager.default.removeItem(at: folder) }
             let file = folder.appendingPathComponent("keys").path
-            let keys = "# people\nsk-a alpha infer\nsk-b beta infer,metrics  # and machines\nsk-root ops\n"
+            let keys = "# people\nsk-a alpha\nsk-b beta infer,metrics  # and machines\nsk-root ops infer,admin\n"
             try keys.write(toFile: file, atomically: true, encoding: .utf8)
             try await SmallCluster.with(["--api-keys", file]) { cluster in
                 func status(_ path: String, _ key: String?) async throws -> Int {
@@ -416,6 +416,7 @@ extension ClusterSuites {
                 #expect(try await status("/v1/models", "sk-c") == 401)
                 #expect(try await status("/v1/models", "sk-a") == 200)
                 #expect(try await status("/metrics", "sk-a") == 403)
+                #expect(try await status("/admin/tenants", "sk-a") == 403, "a key without scopes only infers")
                 #expect(try await status("/metrics", "sk-b") == 200)
                 #expect(try await status("/admin/cluster", "sk-b") == 403)
                 #expect(try await status("/admin/cluster", "sk-root") == 200)

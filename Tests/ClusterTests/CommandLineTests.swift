@@ -85,6 +85,15 @@ extension ClusterSuites {
             #expect(try tandem.run(["models"]).contains("tandem-stories-5m"))
             #expect(try tandem.run(["jobs"]).contains("length"))
             #expect(try tandem.run(["scale", "decode=0"], expecting: 1).contains("at least one"))
+            // The verb before or behind the options, and an error that says what to write.
+            #expect(try tandem.run(["tenants", "set", "acme", "weight=4"]).contains("\"weight\": 4"))
+            #expect(try tandem.run(["tenants", "--state", tandem.state.path, "set", "acme", "weight=3"]).contains("3"))
+            #expect(try tandem.run(["tenants", "--window", "10"]).contains("shares of the last 10 s"))
+            #expect(try tandem.run(["tenants", "--window", "9", "show"]).contains("shares of the last 9 s"))
+            for words in [["--window", "10", "set"], ["--window", "10", "acme", "weight=4"], ["sett", "acme"]] {
+                let refusal = try tandem.run(["tenants"] + words, expecting: 1)
+                #expect(refusal.contains("tandem tenants set TENANT NAME=VALUE"), "\(words): \(refusal)")
+            }
             #expect(try tandem.run(["down"]).contains("stopped"))
             #expect(tandem.card == nil)
             #expect(try tandem.run(["status", "--url", "http://127.0.0.1:1"], expecting: 1).contains("tandem up"))

@@ -33,6 +33,67 @@ struct PlanTests {
         #expect(bench.reserved.map(\.reserve.transfer) == [bench.transfer(3)])
     }
 
+    /// A flood that has the window of the prefill worker, and one who comes.
+    private func flooded(charging units: Int) -> (bench: Bench, prefill: WorkerRef, decode: WorkerRef) {
+        var bench = Bench {
+            $0.policy = PolicyConfiguration(named: "fair-mlfq") ?? PolicyConfiguration()
+            $0.policy.theta = 100
+            $0.prefillWindowJobs = 2
+        }
+        let prefill = bench.up("p0")
+        let decode = bench.up("d0")
+        bench.submit(1, tenant: "light")
+        bench.bringToDecoding(bench.transfer(1), prefill, decode)
+        for number in 2...4 { bench.submit(number, tenant: "flood") }
+        #expect(bench.phase(4) == .queued)
+        bench.core.policy.charge(TenantID("flood"), outputTokens: units)
+        return (bench, prefill, decode)
+    }
+
+    @Test func oneWhoseTenantIsFarBehindFindsAPlaceInAFullWindowAndGoesFirst() {
+        var (bench, prefill, decode) = flooded(charging: 500)
+        bench.submit(5, tenant: "light")
+        #expect(bench.reserved.map(\.reserve.transfer) == [bench.transfer(5)])
+        bench.ackReserve(bench.transfer(5), from: decode)
+        #expect(bench.assigned.map(\.assignment.precedes) == [true])
+        bench.submit(6, tenant: "light")
+        #expect(bench.phase(6) == .queued, "one place more, and no second one")
+        bench.ackReserve(bench.transfer(2), from: decode)
+        #expect(bench.assigned.map(\.assignment.precedes) == [false])
+        bench.done(bench.transfer(5), from: prefill)
+        #expect(bench.phase(5) == .transferring)
+    }
+
+    @Test func oneWhoseTenantIsWithinThetaWaitsForTheWindow() {
+        var (bench, _, _) = flooded(charging: 0)
+        bench.core.policy.charge(TenantID("light"), outputTokens: 20)
+        bench.submit(5, tenant: "light")
+        #expect(bench.phase(5) == .queued)
+    }
+
+    @Test(arguments: [(0, 4), (64, 5)])
+    func withoutAHostTierATenantsJobsLeaveMemoryForOthersBeyondTheResidency(swapPages: Int, placed: Int) {
+        var bench = Bench {
+            self.mlfq(&$0)
+            $0.policy.discipline = .fairShare(inner: .skipJoin)
+            $0.policy.liftsToClampOnly = true
+            $0.policy.theta = 20
+        }
+        // A quarter of 16 blocks stays free; jobs take three each, and one more is for growth.
+        let mixed = bench.up("m0", blocks: 16, batch: 1, swapPages: swapPages)
+        for number in 1...5 {
+            bench.submit(number, prompt: 8, maxTokens: 100)
+            guard bench.phase(number) != .queued else { continue }
+            bench.say(
+                mixed, .startDecodeAck(TransferReply(transfer: bench.transfer(number), refusal: nil, freeBlocks: 9)))
+            for offset in 0..<10 {
+                bench.step(
+                    bench.transfer(number), from: mixed, offset: offset, tokens: [5], prefilled: offset == 0 ? 8 : 0)
+            }
+        }
+        #expect(bench.core.workers[mixed.id]?.jobs.count == placed, "\(swapPages)")
+    }
+
     @Test func theWindowCountsTokensToo() {
         var bench = Bench { $0.prefillWindowTokens = 25 }
         bench.up("p0")

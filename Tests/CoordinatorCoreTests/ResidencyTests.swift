@@ -58,6 +58,7 @@ struct ResidencyTests {
         var bench = Bench {
             $0.policy = PolicyConfiguration(named: "fair") ?? PolicyConfiguration()
             $0.policy.theta = 10
+            $0.policy.liftsToClampOnly = false
             $0.decodeResidencyPercent = 200
         }
         let mixed = bench.up("m0", blocks: 24, batch: batch, swapPages: swapPages)
@@ -122,7 +123,7 @@ struct ResidencyTests {
             bench.submit(number, maxTokens: 100)
             resident(&bench, number, on: mixed)
         }
-        #expect(bench.core.workers[mixed.id]?.standby.sorted() == [bench.transfer(2), bench.transfer(3)])
+        #expect(bench.core.workers[mixed.id]?.standby == [bench.transfer(2), bench.transfer(3)])
         let end = TokenStep(
             transfer: bench.transfer(1), offset: 1, tokens: [SampledToken(token: TokenID(7))], end: .finished(.stop))
         say(&bench, mixed, 2, [end], free: 50, started: [bench.transfer(2)])
@@ -131,6 +132,67 @@ struct ResidencyTests {
         #expect(bench.core.workers[mixed.id]?.standby == [bench.transfer(3)])
         bench.step(bench.transfer(2), from: mixed, offset: 1, tokens: [8])
         #expect(bench.emitted == [8])
+    }
+
+    @Test(arguments: ["fcfs", "vtc", "fair", "fair-gittins"])
+    func oneThatComesDoesNotStandBeforeThoseWhoWaitAlready(name: String) {
+        var bench = Bench {
+            $0.policy = PolicyConfiguration(named: name) ?? PolicyConfiguration()
+            $0.decodeResidencyPercent = 400
+        }
+        let mixed = bench.up("m0", batch: 1)
+        for number in 1...4 {
+            bench.submit(number, maxTokens: 100)
+            resident(&bench, number, on: mixed)
+            #expect(bench.phase(1) == .decoding, "\(name)")
+        }
+        // A quarter of the slots may stand by, but two always.
+        #expect(bench.core.workers[mixed.id]?.standby == [bench.transfer(2), bench.transfer(3)], "\(name)")
+        #expect(bench.phase(4) == .paused, "\(name)")
+    }
+
+    @Test func oneThatCameWhenItsWorkerWasCrowdedRunsOnceItIsNot() {
+        var bench = Bench { $0.decodeResidencyPercent = 200 }
+        let mixed = bench.up("m0", batch: 1)
+        bench.submit(1, maxTokens: 100)
+        resident(&bench, 1, on: mixed)
+        bench.submit(2, maxTokens: 100)
+        // The second becomes resident and the first ends in one message.
+        let token = SampledToken(token: TokenID(5))
+        say(
+            &bench, mixed, 2,
+            [
+                TokenStep(transfer: bench.transfer(2), offset: 0, tokens: [token], prefilledTokens: 10),
+                TokenStep(transfer: bench.transfer(1), offset: 1, tokens: [token], end: .finished(.stop)),
+            ], free: 50)
+        #expect(bench.phase(2) == .decoding && bench.core.workers[mixed.id]?.standby == [])
+        #expect(bench.core.policy.isRunning(bench.transfer(2).job))
+    }
+
+    /// Two tenants hold the pool, one of them far ahead with too little to make room for a third.
+    @Test func withoutAHostTierATenantFarAheadRestsWhereItsMemoryIsNotEnough() {
+        var bench = Bench {
+            $0.policy = PolicyConfiguration(named: "fair") ?? PolicyConfiguration()
+            $0.policy.theta = 10
+        }
+        let mixed = bench.up("m0", blocks: 24, batch: 4)
+        bench.submit(1, prompt: 8, maxTokens: 100, tenant: "greedy")
+        bench.submit(2, prompt: 60, maxTokens: 100, tenant: "slow")
+        for number in 1...2 { resident(&bench, number, on: mixed) }
+        say(&bench, mixed, 2, free: 5)
+        bench.submit(3, prompt: 40, tenant: "modest")
+        bench.core.policy.charge(TenantID("modest"), promptTokens: -1000)
+        bench.core.policy.charge(TenantID("slow"), promptTokens: -960)
+        say(&bench, mixed, 3, free: 5)
+        #expect(bench.cancelled.isEmpty, "its three blocks would not be enough")
+        #expect(bench.phase(1) == .paused && bench.phase(2) == .decoding && bench.phase(3) == .queued)
+        // The other has come to be as far ahead: all that they hold is enough.
+        bench.core.policy.charge(TenantID("slow"), promptTokens: 960)
+        say(&bench, mixed, 4, free: 5)
+        #expect(bench.cancelled.map(\.cancel.transfer) == [bench.transfer(2)])
+        say(&bench, mixed, 5, free: 21)
+        #expect(bench.started.map(\.start.transfer) == [bench.transfer(3)])
+        #expect(bench.phase(1) == .decoding, "nobody claims its memory any more")
     }
 
     @Test func aWorkerTakesNoMoreJobsThanItSays() {

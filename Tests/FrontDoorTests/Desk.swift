@@ -114,6 +114,11 @@ final class Desk {
     /// Everything written since the last call.
     func output() throws -> String {
         loop.run()
+        return try flushed()
+    }
+
+    /// What has been given to the socket in the turn of the loop that is under way.
+    func flushed() throws -> String {
         var bytes: [UInt8] = []
         while let part = try channel.readOutbound(as: IOData.self) {
             guard case .byteBuffer(let buffer) = part else { continue }

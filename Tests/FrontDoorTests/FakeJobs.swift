@@ -113,6 +113,8 @@ final class FakeJobs: JobService {
     var tenantSettings: [TenantID: TenantSettings] = [:]
     var reports: [TenantReport] = []
 
+    func knows(key: String, of tenant: TenantID) -> Bool { byKey["\(tenant)\n\(key)"] != nil }
+
     func giveBackQuota(_ tenant: TenantID, tokens: Int) { quotas.giveBack(tenant, tokens: tokens) }
 
     func takeQuota(_ tenant: TenantID, jobs: Int, tokens: Int) -> ServingError? {

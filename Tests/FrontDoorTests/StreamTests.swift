@@ -47,6 +47,23 @@ import Testing
             ])
     }
 
+    /// What a coordinator that is killed in a long turn of its loop has settled and not sent is bounded.
+    @Test func aLongTurnOfTheLoopGivesEventsToTheSocketAsTheyCome() throws {
+        let desk = try Desk()
+        try desk.post("/v1/completions", #"{"prompt":"ab","stream":true,"max_tokens":100}"#)
+        let job = try #require(desk.jobs.all.first)
+        desk.jobs.admit(job)
+        var text = try desk.output()
+        for count in 1...60 {
+            desk.jobs.emit(job, "x")
+            text += try desk.flushed()
+            let events = try Answer(text).events.count
+            #expect(events > count - HTTP1Connection.Limits.unflushedMax, "\(count) tokens, \(events) with the socket")
+        }
+        desk.jobs.end(job, .finished(.length))
+        #expect(try Answer(text + desk.output()).events.count == 62)
+    }
+
     @Test func aChatStartsWithItsRoleAndEndsWithUsage() throws {
         let desk = try Desk()
         try desk.post(

@@ -58,6 +58,25 @@ import Testing
         #expect(try desk.answer().status == 200)
     }
 
+    @Test func aRepeatedKeyTakesNothingFromTheQuota() throws {
+        let desk = try Self.desk("default:requests-per-minute=2,tokens-per-minute=40")
+        let two = #"{"prompt":"hello","max_tokens":4,"n":2}"#
+        for turn in 0..<4 {
+            try desk.post("/v1/completions", two, headers: ["idempotency-key: k"])
+            let answer = try desk.answer()
+            #expect(answer.status == 200, "turn \(turn)")
+            #expect(answer["x-ratelimit-remaining-requests"] == "1", "turn \(turn)")
+            #expect(answer["x-ratelimit-remaining-tokens"] == "22", "turn \(turn): 2 times 9, once")
+        }
+        #expect(desk.jobs.all.count == 2)
+        try desk.post("/v1/completions", Self.body, headers: ["idempotency-key: other"])
+        #expect(try desk.answer().status == 200)
+        try desk.post("/v1/completions", two, headers: ["idempotency-key: k"])
+        #expect(try desk.answer().status == 200, "though nothing is left")
+        try desk.post("/v1/completions", Self.body, headers: ["idempotency-key: third"])
+        #expect(try desk.answer().status == 429)
+    }
+
     @Test func oneTenantsQuotaIsNobodyElses() throws {
         let desk = try Self.desk("acme:requests-per-minute=1")
         for (tenant, status) in [("acme", 200), ("acme", 429), ("other", 200)] {

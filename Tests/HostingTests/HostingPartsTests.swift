@@ -137,7 +137,7 @@ import Testing
             to: file, atomically: true, encoding: .utf8)
         let keys = try KeyFile.read(file.path)
         #expect(keys.map(\.tenant.name) == ["acme", "beta"])
-        #expect(keys.map(\.scopes) == [[.infer, .admin, .metrics], [.infer, .metrics]])
+        #expect(keys.map(\.scopes) == [[.infer], [.infer, .metrics]], "without scopes a key only infers")
         try "secret acme\nlonely\n".write(to: file, atomically: true, encoding: .utf8)
         #expect { try KeyFile.read(file.path) } throws: { ($0 as? ServingError)?.message.contains("line 2") == true }
         try "secret acme root\n".write(to: file, atomically: true, encoding: .utf8)

@@ -247,7 +247,8 @@ private func given(_ tokens: Int64, computed: Int64 = 10) -> TokenCounts {
         try store.execute("UPDATE reservation SET prompt = 'many' WHERE job = '\(job(1))'")
         try store.execute("UPDATE reservation SET prompt = 9223372036854775807 WHERE job = '\(job(2))'")
         try store.execute("INSERT INTO total VALUES ('odd', 'x', 1, 1, 1, 1, 1, x'00ff')")
-        try store.execute("INSERT INTO counter VALUES ('odd', x'00', 'a', 1, 1)")
+        try store.execute(
+            "INSERT INTO counter (tenant, value, lifted, computed, decoded) VALUES ('odd', x'00', 'a', 1, 1)")
         try store.execute("INSERT INTO tenant VALUES ('odd', x'ffff')")
         try store.execute("INSERT INTO note VALUES ('last waiting', 'x')")
         try store.execute("UPDATE settlement SET ended = 'late'")
@@ -321,16 +322,53 @@ private func given(_ tokens: Int64, computed: Int64 = 10) -> TokenCounts {
         }
     }
 
+    /// A keyed job that had ended, and whose settlement and answer had not reached the disk: it is run again for its
+    /// answer, and counts once.
+    @Test func aJobThatEndedWithoutItsAnswerIsRunAgainAndCountsOnce() throws {
+        let shelf = try Bookshelf()
+        shelf.book.open(reservation(1))
+        shelf.book.note(job(1), given(5))
+        // Killed between the end of the job and the commit of its settlement.
+        let slot = try #require(shelf.marks?.marks.first).slot
+        shelf.marks?.end(slot, given(7), ending: "stop")
+        let recovery = try shelf.restart(runningAgain: [job(1)])
+        #expect(recovery.carried[job(1)] == given(7))
+        #expect(recovery.lost.isEmpty)
+        let tenant = reservation(1).tenant
+        #expect(shelf.book.total(of: tenant) == given(7))
+        shelf.book.open(reservation(1))
+        shelf.book.note(job(1), given(6))
+        #expect(shelf.book.total(of: tenant) == given(7), "not a second time")
+        let journal = JobJournal(store: try #require(shelf.store))
+        let record = JournalRecord(job: job(1), tenant: tenant, key: "k", submission: [1], request: "{}")
+        journal.admit(record, done: nil)
+        let answer = JournalAnswer(output: [2], ending: "stop")
+        shelf.book.settle(
+            job(1), given(7), ending: "stop", endedAt: 2,
+            with: [journal.settling(job(1), answer: answer, endedAtSeconds: 2)])
+        _ = try shelf.restart()
+        #expect(shelf.book.total(of: tenant) == given(7))
+        #expect(try shelf.settlements().count == 1)
+        #expect(try JobJournal(store: #require(shelf.store)).load().first?.answer == answer, "its answer is kept")
+    }
+
     @Test func countersAndSettingsComeBack() throws {
         let shelf = try Bookshelf()
-        let row = CounterRow(tenant: TenantID("acme"), value: 77, lifted: 5, computed: 3, decoded: 4)
-        shelf.ledger?.write(counters: [row], lastWaiting: 70)
+        var row = CounterRow(tenant: TenantID("acme"), value: 77, lifted: 5, computed: 3, decoded: 4)
+        (row.prefillWork, row.decodeWork, row.promptAhead, row.outputAhead) = (6, 7, 8, 9)
+        (row.ceasedWaiting, row.stamp) = (10, 11)
+        shelf.ledger?.write(counters: [row], counting: 12, lastWaiting: 70)
         shelf.ledger?.write(settings: "weight=4", of: TenantID("acme"))
         _ = try shelf.restart()
         let content = try #require(try shelf.ledger?.load())
         #expect(content.counters == [row])
         #expect(content.lastWaiting == 70)
+        #expect(content.counting == 12)
         #expect(content.settings == [TenantID("acme"): "weight=4"])
+        shelf.ledger?.clearCounters()
+        _ = try shelf.restart()
+        let cleared = try #require(try shelf.ledger?.load())
+        #expect(cleared.counters.isEmpty && cleared.counting == nil && cleared.lastWaiting == nil)
     }
 }
 

@@ -45,7 +45,7 @@ struct PrefillBench {
 
     mutating func assign(
         _ transfer: TransferID, _ tokens: [TokenID], wanted: [UInt32], credit: UInt64 = 1 << 20,
-        lease: TimeSpan = .seconds(1)
+        lease: TimeSpan = .seconds(1), precedes: Bool = false
     ) {
         send(
             .coordinatorMessage(
@@ -53,7 +53,7 @@ struct PrefillBench {
                     AssignPrefill(
                         transfer: transfer, tenant: .anonymous, tokens: tokens, promptTokens: tokens.count, pageIDs: [],
                         sampling: SamplingParameters(), wanted: wanted, target: Self.target, targetHost: "h",
-                        targetPort: 1, path: .direct, creditBytes: credit, lease: lease))))
+                        targetPort: 1, path: .direct, creditBytes: credit, lease: lease, precedes: precedes))))
     }
 
     mutating func cancel(_ transfer: TransferID) {

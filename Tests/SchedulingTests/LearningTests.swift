@@ -114,9 +114,9 @@ struct LearningTests {
         queue.produced(jobs[0], tokens: 1000)
         #expect(queue.runningSet(of: jobs, slots: 1, at: .zero) == [jobs[0]])
         queue.leave(jobs[1], completed: false)
-        #expect(!queue.lengths.isBuilt, "a cancelled job tells nothing")
+        #expect(!queue.lengths.all.isBuilt, "a cancelled job tells nothing")
         queue.leave(jobs[0])
-        #expect(queue.lengths.isBuilt)
+        #expect(queue.lengths.all.isBuilt)
     }
 
     /// A tenant without completions of its own goes by everybody's.
@@ -197,5 +197,69 @@ struct LearningTests {
         queue.arrive(50)
         queue.dispatch(id(50), at: .zero)
         #expect(queue.chargedUnits(of: TenantID("a")) == before + 2 * 6)
+    }
+}
+
+extension LearningTests {
+    private func job(_ number: Int, prompt: Int?, tenant: String = "a") -> ScheduledJob {
+        ScheduledJob(
+            job: id(number), tenant: TenantID(tenant), priority: 0, predictedPrefill: .zero, promptTokens: prompt)
+    }
+
+    /// Short prompts are answered with 10 tokens, long ones with 400, and nobody says so.
+    private func taught(_ name: String, tenant: String = "a", jobs: Int = 80) -> SchedulingPolicy {
+        var queue = policy(name) { $0.runningBonus = .zero }
+        for number in 0..<jobs {
+            let isShort = number.isMultiple(of: 2)
+            queue.arrive(job(number, prompt: isShort ? 5 : 300, tenant: tenant), at: .zero)
+            queue.dispatch(id(number), at: .zero)
+            queue.produced(id(number), tokens: isShort ? 10 : 400)
+            queue.leave(id(number))
+        }
+        return queue
+    }
+
+    @Test(arguments: ["gittins", "fair-gittins"])
+    func whatPromptsOfALengthWereAnsweredWithOrdersThoseToCome(name: String) {
+        var queue = taught(name)
+        queue.arrive(job(101, prompt: 400), at: .zero)
+        queue.arrive(job(102, prompt: 6), at: .zero)
+        #expect(queue.next(at: .zero) == id(102), "though the other came first")
+        #expect(queue.peek() == id(102))
+        queue.dispatch(id(102), at: .zero)
+        queue.dispatch(id(101), at: .zero)
+        #expect(queue.ranking(of: [id(101), id(102)], slots: 1, limit: 2, at: .zero) == [id(102), id(101)])
+    }
+
+    @Test func aTenantsOwnLengthsStandBeforeThoseOfOthersLikePrompts() {
+        var queue = taught("fair-gittins", tenant: "others")
+        // Its outputs have one length whatever the prompt: first come, first served.
+        for number in 200..<240 {
+            queue.arrive(job(number, prompt: 40 + number, tenant: "even"), at: .zero)
+            queue.dispatch(id(number), at: .zero)
+            queue.produced(id(number), tokens: 50)
+            queue.leave(id(number))
+        }
+        queue.arrive(job(301, prompt: 400, tenant: "even"), at: .zero)
+        queue.arrive(job(302, prompt: 6, tenant: "even"), at: .zero)
+        #expect(queue.next(at: .zero) == id(301))
+    }
+
+    @Test func jobsThatWaitInManyClassesAreFoundAndForgotten() {
+        for seed in UInt64(0)..<8 {
+            var random = SeededGenerator(seed: seed)
+            var queue = taught("gittins")
+            var waiting: Set<Int> = []
+            for number in 1000..<1200 {
+                queue.arrive(job(number, prompt: random.pick(0...4000)), at: .zero)
+                queue.produced(id(number), tokens: random.pick(0...900))
+                waiting.insert(number)
+            }
+            while let next = queue.next(at: .zero) {
+                queue.dispatch(next, at: .zero)
+                #expect(waiting.remove(Int(next.low)) != nil, "seed \(seed)")
+            }
+            #expect(waiting.isEmpty, "seed \(seed)")
+        }
     }
 }

@@ -196,7 +196,10 @@ struct EnginePropertyTests {
         for seed in UInt64(0)..<6 {
             var random = SeededGenerator(seed: seed)
             let work = requests(&random, count: 80, gap: 20)
-            var fair = engine("fair") { $0.theta = .max }
+            var fair = engine("fair") {
+                $0.theta = .max
+                $0.liftsToClampOnly = false
+            }
             fair.residentsMax = fair.slots
             var plain = engine("vtc")
             fair.run(work)

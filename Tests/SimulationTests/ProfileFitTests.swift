@@ -29,8 +29,21 @@ import Testing
         return job
     }
 
+    /// As `tandem up` starts it: short prompts, and long ones while prefill is behind, where they decode.
+    static var relieved: LiveCluster {
+        var cluster = cluster
+        (cluster.localPrefill, cluster.reliefWait, cluster.stepStretch) = (48, 100, 300)
+        return cluster
+    }
+
+    static var mixed: LiveCluster {
+        var cluster = cluster
+        (cluster.prefill, cluster.decode, cluster.mixed) = (0, 0, 1)
+        return cluster
+    }
+
     /// What `tandem profile` measures, of a simulated cluster.
-    static func session() throws -> LiveSession {
+    static func session(_ cluster: LiveCluster = cluster, _ truth: CostProfile = truth) throws -> LiveSession {
         var session = LiveSession(cluster: cluster)
         let lengths = [8, 32, 64, 128, 192, 256, 400]
         session.experiments = [
@@ -42,9 +55,17 @@ import Testing
                     LiveExperiment(kind: .together, jobs: (0..<count).map { job(Double($0) * 0.1, input, 90) }))
             }
         }
-        session.experiments.append(LiveExperiment(kind: .disturbed, jobs: (0..<4).map { job(Double($0), 16, 90) }))
-        session.experiments.append(
-            LiveExperiment(kind: .disturbing, jobs: (0..<6).map { job(100 + 200 * Double($0), 200, 1) }))
+        if cluster.mixed == 0 {
+            session.experiments.append(LiveExperiment(kind: .disturbed, jobs: (0..<4).map { job(Double($0), 16, 90) }))
+            session.experiments.append(
+                LiveExperiment(kind: .disturbing, jobs: (0..<6).map { job(100 + 200 * Double($0), 200, 1) }))
+        }
+        if cluster.mixesSteps {
+            let prompt = cluster.mixed > 0 ? 200 : cluster.localPrefill - 1
+            session.experiments.append(LiveExperiment(kind: .crowded, jobs: (0..<4).map { job(Double($0), 16, 90) }))
+            session.experiments.append(
+                LiveExperiment(kind: .crowding, jobs: (0..<6).map { job(100 + 200 * Double($0), prompt, 1) }))
+        }
         return try #require(LiveReplay(cluster: cluster, profile: truth).session(session))
     }
 
@@ -71,6 +92,75 @@ import Testing
                 #expect(abs(row.error) < 0.05, "seed \(seed), \(row.measure): \(row.live) \(row.simulated)")
             }
         }
+    }
+
+    /// Where prompts are computed in the steps of decoding jobs, what such a step costs is in the fit.
+    @Test(arguments: [relieved, mixed])
+    func aFitToAClusterThatMixesItsStepsPredictsItsTraffic(cluster: LiveCluster) throws {
+        var truth = Self.truth
+        truth.mixedFactor = 1.3
+        let fitted = try #require(
+            ProfileFit(try Self.session(cluster, truth)).profile(name: "fit", processors: 0, rounds: 6))
+        #expect(abs(fitted.mixedFactor / truth.mixedFactor - 1) < 0.1, "\(cluster.name): \(fitted.mixedFactor)")
+        let jobs = Self.traffic(5)
+        let live = try #require(LiveReplay(cluster: cluster, profile: truth).jobs(jobs))
+        let simulated = try #require(LiveReplay(cluster: cluster, profile: fitted).jobs(jobs))
+        var comparison = LiveComparison()
+        comparison.add("traffic", seed: 5, live: live, simulated: simulated)
+        for row in comparison.rows {
+            let bound = row.measure.hasPrefix("mean") ? 0.06 : 0.1
+            #expect(abs(row.error) < bound, "\(cluster.name), \(row.measure): \(row.live) \(row.simulated)")
+        }
+    }
+
+    /// The same requests with and without: the first tokens of a burst come sooner, the others' later.
+    @Test func aReplayWithReliefComputesPromptsWhereTheyDecode() throws {
+        let burst = (0..<24).map { Self.job(Double($0), 200, 40) }
+        var profile = Self.truth
+        profile.mixedFactor = 1.2
+        let strict = try #require(LiveReplay(cluster: Self.cluster, profile: profile).jobs(burst))
+        let relieved = try #require(LiveReplay(cluster: Self.relieved, profile: profile).jobs(burst))
+        #expect(relieved.count { $0.kvBytes == 0 } > 2 && strict.allSatisfy { $0.kvBytes > 0 })
+        #expect(ProfileFit.mean(relieved.map(\.firstToken)) < 0.9 * ProfileFit.mean(strict.map(\.firstToken)))
+        #expect(ProfileFit.mean(relieved.map(\.timePerToken)) > ProfileFit.mean(strict.map(\.timePerToken)))
+    }
+
+    /// A step that begins beside another one goes faster from when that one has ended.
+    @Test func aStepChangesItsPaceWhenItsNeighbourEnds() throws {
+        var profile = Self.truth
+        (profile.prefillInterference, profile.decodeInterference) = (1, 0)
+        let prompt = Self.job(400, 240, 1)
+        let alone = try #require(LiveReplay(cluster: Self.cluster, profile: profile).jobs([prompt]))[0].firstToken
+        func beside(_ output: Int) throws -> Double {
+            let jobs = [Self.job(0, 16, output), prompt]
+            return try #require(LiveReplay(cluster: Self.cluster, profile: profile).jobs(jobs))[1].firstToken
+        }
+        // 13 ms a token from 30 ms on: the first decodes until 30 ms before the prompt, then until halfway
+        // through it, then beyond it.
+        let (before, half, beyond) = (try beside(20), try beside(38), try beside(200))
+        #expect(abs(before / alone - 1) < 0.01)
+        #expect(half / alone > 1.2 && half / alone < 1.8, "\(half) \(alone)")
+        #expect(beyond / alone > 1.9 && beyond / alone < 2.02, "\(beyond) \(alone)")
+    }
+
+    @Test func percentilesAreOfAllRequestsAndTurnsShowTheirNoise() {
+        func jobs(_ times: [Double]) -> [LiveJob] {
+            times.map {
+                var job = Self.job(0, 1, 2)
+                (job.firstToken, job.finished) = ($0, $0)
+                return job
+            }
+        }
+        var comparison = LiveComparison()
+        comparison.add("half", seed: 1, turn: 0, live: jobs(Array(repeating: 10, count: 10)), simulated: jobs([11]))
+        comparison.add("half", seed: 2, turn: 0, live: jobs(Array(repeating: 20, count: 10)), simulated: jobs([22]))
+        comparison.add("half", seed: 1, turn: 1, live: jobs(Array(repeating: 12, count: 10)), simulated: jobs([11]))
+        comparison.add("half", seed: 2, turn: 1, live: jobs(Array(repeating: 24, count: 10)), simulated: jobs([22]))
+        let mean = comparison.rows.first { $0.measure == "mean TTFT" }
+        #expect(mean?.live == 16.5 && mean?.simulated == 16.5 && mean?.error == 0)
+        #expect(mean?.errors.count == 2 && abs((mean?.noise ?? 0) - 0.2) < 1e-9)
+        #expect(comparison.rows.first { $0.measure == "P95 TTFT" }?.live == 24)
+        #expect(comparison.verdict.contains("of 6 rows"))
     }
 
     @Test func aSessionThatSaysTooLittleGivesNoProfile() throws {

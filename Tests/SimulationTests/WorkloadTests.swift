@@ -43,6 +43,34 @@ import Testing
         #expect(report.kvBytes == 8 * 16 * 819_200)
     }
 
+    /// FastServe's own baseline: what moves pages when they are needed lets the whole batch wait for them.
+    @Test func aBatchThatWaitsForPagesEndsLaterAndSaysHowLongItWaited() {
+        var shape = ClusterShape()
+        (shape.prefill, shape.decode, shape.mixed) = (0, 0, 1)
+        shape.policy = FastServeReproduction.mlfq(promotes: true)
+        (shape.batchJobsMax, shape.poolTokens, shape.swapTokens) = (4, 400, 4000)
+        (shape.residencyPercent, shape.swapsAhead) = (1000, false)
+        var workload = Self.small()
+        workload.rate = 0
+        let beside = Self.run(shape, workload)
+        shape.stepsWaitForSwaps = true
+        let waiting = Self.run(shape, workload)
+        #expect(beside.swapWaitSeconds == 0 && waiting.swapWaitSeconds > 0)
+        #expect(beside.finished == 40 && waiting.finished == 40 && waiting.seconds > beside.seconds)
+    }
+
+    @Test func measuredLengthsAreDrawnBetweenTheirQuantiles() {
+        var random = SimulationRandom(seed: 3)
+        let lengths = LengthDistribution.quantiles([2, 4, 10, 100])
+        let draws = (0..<3000).map { _ in lengths.draw(&random, max: 1000) }
+        #expect(draws.allSatisfy { (2...100).contains($0) })
+        let (mean, expected) = (Double(draws.reduce(0, +)) / 3000, Double(3 + 7 + 55) / 3)
+        #expect(abs(mean / expected - 1) < 0.05)
+        let outputs = (0..<20_000).map { _ in FastServeReproduction.shareGPT.output.draw(&random, max: 2048) }
+        #expect(abs(Double(outputs.reduce(0, +)) / 20_000 / 207 - 1) < 0.05)
+        #expect(abs(outputs.reduce(0) { $0 + 1 / Double($1) } / 20_000 / 0.0433 - 1) < 0.05)
+    }
+
     @Test func oneSeedGivesOneReport() {
         let (one, other) = (Self.run(ClusterShape(), Self.small()), Self.run(ClusterShape(), Self.small()))
         #expect(one.digest == other.digest)

@@ -688,10 +688,15 @@ struct  Tandem__AssignPrefill
   Tandem__AssignPrefill__Path path;
   uint64_t credit_bytes;
   int64_t lease;
+  /*
+   * Goes before the prompts that are there, from the next step on.
+   */
+  protobuf_c_boolean has_precedes;
+  protobuf_c_boolean precedes;
 };
 #define TANDEM__ASSIGN_PREFILL__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&tandem__assign_prefill__descriptor) \
-    , NULL, 0,NULL, NULL, {0,NULL}, 0, TANDEM__ASSIGN_PREFILL__PATH__PATH_DIRECT, 0, 0 }
+    , NULL, 0,NULL, NULL, {0,NULL}, 0, TANDEM__ASSIGN_PREFILL__PATH__PATH_DIRECT, 0, 0, 0, 0 }
 
 
 struct  Tandem__AssignNack
