@@ -29,8 +29,9 @@ struct Claim: Hashable, Sendable {
 /// **The bound without a host tier.** Let g be the tenant with the least counter among those that wait, its
 /// next job one that lacks nothing but memory, f any other tenant, and T = `recomputingThetas` theta. While g
 /// waits, c_f - c_g is at most max(T, theta + u) + 2 w_q s, where u is the longest prompt, w_q the units of a token and
-/// s the slots of all decoding workers. Counted out are lifts and what f is charged for others' work that is
-/// computed again because of f (`causedTokens`): that is no service.
+/// s the slots of all decoding workers. Counted out is what is no service: how far f
+/// is lifted meanwhile (to the clamp, below a tenant that was charged so), and what f is charged for others' work that
+/// is computed again because of f (`causedTokens`).
 /// - c_g does not fall: jobs are charged their prompts when they leave the queue, and that charge is only lowered by
 ///   what a prefix cache saves, which has to be added where there is one.
 /// - f can be charged a prompt only where its job leaves the queue, hence while it is no more than theta ahead (g is
@@ -45,8 +46,7 @@ struct Claim: Hashable, Sendable {
 ///
 /// Not bounded so is a g that waits for something else: for a prefill worker's window (then by what runs until it
 /// opens), or held back after refusals (`holdAfterRefusals`).
-/// `RecomputingBoundTests` look at every iteration of random runs. Of 3,000 more such runs four went beyond the bound,
-/// by 2 to 27 %, for a reason that is not known: the argument has a gap, or one of these exceptions was met.
+/// `RecomputingBoundTests` look at every iteration of random runs.
 extension Coordinator {
     // MARK: Rooms
 

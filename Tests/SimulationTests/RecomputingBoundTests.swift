@@ -1,13 +1,13 @@
 import CoordinatorCore
-import Scheduling
 import ServingTypes
 import Testing
 
+@testable import Scheduling
 @testable import Simulation
 
 /// The bound of fair sharing where memory is short and there is no host tier, as `CoordinatorCore/Residency.swift`
-/// states and argues it: max(4 theta, theta + u) + 2 w_q s between a tenant that waits and any other, what others
-/// were charged for work done again because of them left out.
+/// states and argues it: max(4 theta, theta + u) + 2 w_q s between a tenant that waits and any other. Left out is what is
+/// no service: what others were charged for work done again because of them, and how far they were lifted meanwhile.
 @Suite struct RecomputingBoundTests {
     struct Case {
         var shape: ClusterShape
@@ -23,27 +23,39 @@ import Testing
     }
 
     /// The greatest lead in service of a tenant over one that waits, over a run.
+    private struct Leads {
+        var greatest = 0.0
+        var requeued: UInt64 = 0
+        /// How far everybody had been lifted when a tenant began to wait.
+        private var liftedBefore: [TenantID: [TenantID: Double]] = [:]
+
+        mutating func look(_ simulation: ClusterSimulation) {
+            let snapshot = simulation.coordinator.snapshot()
+            requeued = snapshot.counters.requeued
+            let lifted = Dictionary(
+                uniqueKeysWithValues: simulation.coordinator.counterRecords.map {
+                    ($0.tenant, Double($0.lifted) / Double(TenantCounters.scale))
+                })
+            let present = snapshot.tenants.filter { $0.queuedJobs + $0.runningJobs > 0 }
+            let paused = Set(simulation.paused.compactMap { simulation.jobs[$0]?.request.tenant })
+            let waiting = present.filter { $0.queuedJobs > 0 || paused.contains($0.tenant) }
+            liftedBefore = liftedBefore.filter { known in waiting.contains { $0.tenant == known.key } }
+            for tenant in waiting {
+                let before = liftedBefore[tenant.tenant] ?? lifted
+                liftedBefore[tenant.tenant] = before
+                for other in present where other.tenant != tenant.tenant {
+                    let raised = (lifted[other.tenant] ?? 0) - (before[other.tenant] ?? 0)
+                    let caused = Double(simulation.coordinator.causedTokens(of: other.tenant))
+                    greatest = max(greatest, other.virtualCounter - caused - raised - tenant.virtualCounter)
+                }
+            }
+        }
+    }
+
     private func lead(_ work: Case, seed: UInt64) -> (lead: Double, report: WorkloadReport, requeued: UInt64) {
-        var (greatest, requeued) = (0.0, UInt64(0))
-        let report = WorkloadRun.run(
-            work.shape, work.workload, seed: seed,
-            watch: { simulation in
-                var waiting: Set<TenantID> = []
-                for job in simulation.paused {
-                    if let tenant = simulation.jobs[job]?.request.tenant { waiting.insert(tenant) }
-                }
-                let snapshot = simulation.coordinator.snapshot()
-                requeued = snapshot.counters.requeued
-                var (most, least) = (-Double.infinity, Double.infinity)
-                for tenant in snapshot.tenants where tenant.queuedJobs + tenant.runningJobs > 0 {
-                    let caused = Double(simulation.coordinator.causedTokens(of: tenant.tenant))
-                    most = max(most, tenant.virtualCounter - caused)
-                    guard tenant.queuedJobs > 0 || waiting.contains(tenant.tenant) else { continue }
-                    least = min(least, tenant.virtualCounter)
-                }
-                greatest = max(greatest, most - least)
-            })
-        return (greatest, report, requeued)
+        var leads = Leads()
+        let report = WorkloadRun.run(work.shape, work.workload, seed: seed, watch: { leads.look($0) })
+        return (leads.greatest, report, leads.requeued)
     }
 
     private func drawn(_ random: inout SimulationRandom, name: String) throws -> Case {
