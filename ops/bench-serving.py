@@ -153,6 +153,8 @@ class Bench:
         self.systems = [s for s in systems if re.search(options.systems, s.name)]
         # The peer first: the open loop's rate is a share of its throughput.
         self.systems.sort(key=lambda system: isinstance(system, TandemCluster))
+        shown = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        self.commit = shown.stdout.strip() or "unknown"
         self.file = RESULTS / f"{options.name or ('serving-quick' if options.quick else 'serving')}.json"
         self.measured = json.loads(self.file.read_text())["measured"] if options.resume and self.file.exists() else []
         if not self.cells or not self.systems:
@@ -208,7 +210,9 @@ class Bench:
                 result = json.loads(pathlib.Path(file.name).read_text())
         finally:
             system.stop()
-        self.measured.append({"cell": cell.name, "system": system.name, "round": number, "result": result})
+        taken = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+        self.measured.append({"cell": cell.name, "system": system.name, "round": number, "result": result,
+                              "taken": taken, "commit": self.commit})
         print(f"{cell.name}: {system.name}: {result['request_throughput']:.2f} req/s "
               f"({time.monotonic() - began:.0f} s)", file=sys.stderr)
 
@@ -243,7 +247,17 @@ class Bench:
             widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
             lines += ["", cell.name + rate] + [
                 "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+            lines += self.when(cell)
         return "\n".join(lines)
+
+    def when(self, cell):
+        """When a cell was taken, and with which commit, since `--resume` goes on in a later run."""
+        mine = [m for m in self.measured if m["cell"] == cell.name and "taken" in m]
+        if not mine:
+            return []
+        times = sorted(m["taken"] for m in mine)
+        commits = sorted({m["commit"] for m in mine if "commit" in m})
+        return [f"taken {times[0]} to {times[-1]} UTC" + (f", at commit {', '.join(commits)}" if commits else "")]
 
     @staticmethod
     def figure(values, digits):
