@@ -205,7 +205,8 @@ struct RandomMessages {
         AssignPrefill(
             transfer: transfer(), tenant: TenantID(text()), tokens: tokens(), promptTokens: count(), pageIDs: pages(),
             sampling: sampling(), wanted: blocks(), target: worker(), targetHost: text(),
-            targetPort: UInt16(truncatingIfNeeded: word()), path: pick(), creditBytes: word(), lease: span(), precedes: flip())
+            targetPort: UInt16(truncatingIfNeeded: word()), path: pick(), creditBytes: word(), lease: span(),
+            precedes: flip())
     }
 
     mutating func reply() -> TransferReply {
