@@ -126,7 +126,6 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
             )
         }
         configuration.policy = policy
-        configuration.policy.liftsToClampOnly = true
         guard Self.policyRequestsPerMinuteRange.contains(policyRequestsPerMinute) else {
             throw ServingError(
                 .invalidValue,

@@ -23,8 +23,7 @@ public final class CounterFile: @unchecked Sendable {
 
     private enum Layout {
         static let magic: UInt64 = 0x3130_544E_4344_4E54
-        static let slotBytes = 256
-        static let bytes = MappedFile.headerBytes + Limits.slots * slotBytes
+        static let bytes = MappedFile.headerBytes + Limits.slots * MappedFile.slotBytes
         /// Word of the header: what is counted (`LedgerContent.counting`), and whether that is known.
         static let counting = 1
         static let hasCounting = 2
@@ -55,8 +54,8 @@ public final class CounterFile: @unchecked Sendable {
         file = try MappedFile(path: path, magic: Layout.magic, bytes: Layout.bytes)
         var (state, rows, unreadable) = (Slots(), [CounterRow](), 0)
         for slot in (0..<Limits.slots).reversed() {
-            let isUsed = Self.load(file.base, slot, Layout.current) != 0
-            if isUsed, let row = Self.read(file.base, slot), state.byTenant[row.tenant] == nil {
+            let isUsed = Self.load(file, slot, Layout.current) != 0
+            if isUsed, let row = Self.read(file, slot), state.byTenant[row.tenant] == nil {
                 state.byTenant[row.tenant] = slot
                 state.stamps[row.tenant] = row.stamp
                 state.lastStamp = max(state.lastStamp, row.stamp)
@@ -65,7 +64,7 @@ public final class CounterFile: @unchecked Sendable {
             }
             if isUsed {
                 unreadable += 1
-                Self.store(0, file.base, slot, Layout.current)
+                Self.store(0, file, slot, Layout.current)
             }
             state.free.append(slot)
         }
@@ -91,7 +90,7 @@ public final class CounterFile: @unchecked Sendable {
     /// Forgets every counter.
     public func clear() {
         slots.withLock { slots in
-            for slot in slots.byTenant.values { Self.store(0, file.base, slot, Layout.current) }
+            for slot in slots.byTenant.values { Self.store(0, file, slot, Layout.current) }
             slots.free += slots.byTenant.values.sorted(by: >)
             slots.byTenant = [:]
             slots.stamps = [:]
@@ -122,7 +121,7 @@ public final class CounterFile: @unchecked Sendable {
     public func forget(allBut known: Set<TenantID>) {
         slots.withLock { slots in
             for (tenant, slot) in slots.byTenant.sorted(by: { $0.value < $1.value }) where !known.contains(tenant) {
-                Self.store(0, file.base, slot, Layout.current)
+                Self.store(0, file, slot, Layout.current)
                 slots.byTenant[tenant] = nil
                 slots.stamps[tenant] = nil
                 slots.free.append(slot)
@@ -135,8 +134,8 @@ public final class CounterFile: @unchecked Sendable {
     private func newSlot(_ tenant: TenantID, _ slots: inout Slots) -> Int? {
         let name = Array(tenant.name.utf8)
         guard name.count <= Limits.tenantBytesMax, let slot = slots.free.popLast() else { return nil }
-        let start = file.base + MappedFile.headerBytes + slot * Layout.slotBytes
-        Self.store(UInt64(name.count), file.base, slot, Layout.tenantBytes)
+        let start = file.start(of: slot)
+        Self.store(UInt64(name.count), file, slot, Layout.tenantBytes)
         name.withUnsafeBytes { bytes in
             if let address = bytes.baseAddress {
                 (start + Layout.tenantAt).copyMemory(from: address, byteCount: bytes.count)
@@ -148,17 +147,17 @@ public final class CounterFile: @unchecked Sendable {
 
     /// Into the copy that does not count, which then does.
     private func store(_ row: CounterRow, stamp: Int64, in slot: Int) {
-        let next: UInt64 = Self.load(file.base, slot, Layout.current) == 1 ? 2 : 1
+        let next: UInt64 = Self.load(file, slot, Layout.current) == 1 ? 2 : 1
         let first = Layout.copies + Int(next - 1) * Layout.copyWords
         let words = [
             row.value, row.lifted, row.prefillWork, row.decodeWork, row.promptAhead, row.outputAhead,
             row.ceasedWaiting, stamp,
         ]
         for (index, word) in words.enumerated() {
-            Self.store(UInt64(bitPattern: word), file.base, slot, first + index)
+            Self.store(UInt64(bitPattern: word), file, slot, first + index)
         }
-        Self.store(Self.checksum(words, row.tenant.name.utf8), file.base, slot, first + words.count)
-        Self.store(next, file.base, slot, Layout.current)
+        Self.store(Self.checksum(words, row.tenant.name.utf8), file, slot, first + words.count)
+        Self.store(next, file, slot, Layout.current)
     }
 
     /// FNV-1a over words and name: enough against torn pages, nobody forges one's own accounts.
@@ -169,36 +168,29 @@ public final class CounterFile: @unchecked Sendable {
         return hash
     }
 
-    private static func load(_ base: UnsafeMutableRawPointer, _ slot: Int, _ word: Int) -> UInt64 {
-        pointer(base, slot, word).pointee.load(ordering: .acquiring)
+    private static func load(_ file: MappedFile, _ slot: Int, _ word: Int) -> UInt64 {
+        file.word(slot, word).pointee.load(ordering: .acquiring)
     }
 
-    private static func store(_ value: UInt64, _ base: UnsafeMutableRawPointer, _ slot: Int, _ word: Int) {
-        pointer(base, slot, word).pointee.store(value, ordering: .releasing)
-    }
-
-    private static func pointer(_ base: UnsafeMutableRawPointer, _ slot: Int, _ word: Int)
-        -> UnsafeMutablePointer<Atomic<UInt64>>
-    {
-        let start = base + MappedFile.headerBytes + slot * Layout.slotBytes
-        return start.assumingMemoryBound(to: Atomic<UInt64>.self) + word
+    private static func store(_ value: UInt64, _ file: MappedFile, _ slot: Int, _ word: Int) {
+        file.word(slot, word).pointee.store(value, ordering: .releasing)
     }
 
     /// The copy that counts or, where it is damaged, the other one.
-    private static func read(_ base: UnsafeMutableRawPointer, _ slot: Int) -> CounterRow? {
-        let current = Self.load(base, slot, Layout.current)
-        let length = Self.load(base, slot, Layout.tenantBytes)
+    private static func read(_ file: MappedFile, _ slot: Int) -> CounterRow? {
+        let current = Self.load(file, slot, Layout.current)
+        let length = Self.load(file, slot, Layout.tenantBytes)
         guard current == 1 || current == 2, length <= UInt64(Limits.tenantBytesMax) else { return nil }
-        let start = base + MappedFile.headerBytes + slot * Layout.slotBytes + Layout.tenantAt
+        let start = file.start(of: slot) + Layout.tenantAt
         let bytes = UnsafeRawBufferPointer(start: start, count: Int(length))
         guard let name = String(validating: bytes, as: UTF8.self) else { return nil }
-        return read(base, slot, copy: Int(current - 1), name) ?? read(base, slot, copy: Int(2 - current), name)
+        return read(file, slot, copy: Int(current - 1), name) ?? read(file, slot, copy: Int(2 - current), name)
     }
 
-    private static func read(_ base: UnsafeMutableRawPointer, _ slot: Int, copy: Int, _ name: String) -> CounterRow? {
+    private static func read(_ file: MappedFile, _ slot: Int, copy: Int, _ name: String) -> CounterRow? {
         let first = Layout.copies + copy * Layout.copyWords
-        let words = (0..<Layout.copyWords - 1).map { Int64(bitPattern: load(base, slot, first + $0)) }
-        let sum = Self.load(base, slot, first + Layout.copyWords - 1)
+        let words = (0..<Layout.copyWords - 1).map { Int64(bitPattern: load(file, slot, first + $0)) }
+        let sum = Self.load(file, slot, first + Layout.copyWords - 1)
         guard sum == checksum(words, name.utf8), words.allSatisfy(Limits.range.contains) else { return nil }
         var row = CounterRow(tenant: TenantID(name), value: words[0], lifted: words[1])
         (row.prefillWork, row.decodeWork) = (words[2], words[3])

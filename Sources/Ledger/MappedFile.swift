@@ -1,5 +1,6 @@
 import Foundation
 import ServingTypes
+import Synchronization
 
 /// A file of fixed size that is mapped and shared with the kernel: what is stored in it stays when the
 /// process is killed, without a system call. It begins with a header of one page that says what it is,
@@ -8,6 +9,8 @@ import ServingTypes
 /// `@unchecked Sendable`: the mapping lives as long as the object, and its users order their stores.
 final class MappedFile: @unchecked Sendable {
     static let headerBytes = 4096
+    /// What lies behind the header: slots of so many bytes, which begin with words.
+    static let slotBytes = 256
 
     /// Where the header begins.
     let base: UnsafeMutableRawPointer
@@ -56,6 +59,14 @@ final class MappedFile: @unchecked Sendable {
     deinit {
         munmap(base, bytes)
         close(descriptor)
+    }
+
+    /// Where a slot begins.
+    func start(of slot: Int) -> UnsafeMutableRawPointer { base + Self.headerBytes + slot * Self.slotBytes }
+
+    /// A word of a slot.
+    func word(_ slot: Int, _ word: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
+        start(of: slot).assumingMemoryBound(to: Atomic<UInt64>.self) + word
     }
 
     /// Whether the file has content that is not of this layout.

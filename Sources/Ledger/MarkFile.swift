@@ -27,8 +27,7 @@ public final class MarkFile: @unchecked Sendable {
 
     private enum Layout {
         static let magic: UInt64 = 0x3130_4B52_414D_4454
-        static let slotBytes = 256
-        static let bytes = MappedFile.headerBytes + Limits.slots * slotBytes
+        static let bytes = MappedFile.headerBytes + Limits.slots * MappedFile.slotBytes
         // Words of a slot, and where its two texts begin.
         static let state = 0
         static let job = 1
@@ -60,12 +59,12 @@ public final class MarkFile: @unchecked Sendable {
         file = try MappedFile(path: path, magic: Layout.magic, bytes: Layout.bytes)
         var (free, unreadable) = ([Int](), 0)
         for slot in (0..<Limits.slots).reversed() {
-            switch Self.read(file.base, slot) {
+            switch Self.read(file, slot) {
             case .free: free.append(slot)
             case .mark: break
             case .unreadable:
                 unreadable += 1
-                Self.word(file.base, slot, Layout.state).pointee.store(State.free, ordering: .releasing)
+                file.word(slot, Layout.state).pointee.store(State.free, ordering: .releasing)
                 free.append(slot)
             }
         }
@@ -118,7 +117,7 @@ public final class MarkFile: @unchecked Sendable {
     /// Every slot that is not free.
     public var marks: [Mark] {
         (0..<Limits.slots).compactMap { slot in
-            if case .mark(let mark) = Self.read(file.base, slot) { return mark }
+            if case .mark(let mark) = Self.read(file, slot) { return mark }
             return nil
         }
     }
@@ -126,21 +125,14 @@ public final class MarkFile: @unchecked Sendable {
     // MARK: Words
 
     private func set(_ slot: Int, _ word: Int, _ value: UInt64) {
-        Self.word(file.base, slot, word).pointee.store(value, ordering: .releasing)
+        file.word(slot, word).pointee.store(value, ordering: .releasing)
     }
 
     private func copy(_ bytes: [UInt8], to slot: Int, at offset: Int) {
-        let start = file.base + MappedFile.headerBytes + slot * Layout.slotBytes + offset
+        let start = file.start(of: slot) + offset
         bytes.withUnsafeBytes { source in
             if let address = source.baseAddress { start.copyMemory(from: address, byteCount: source.count) }
         }
-    }
-
-    private static func word(_ base: UnsafeMutableRawPointer, _ slot: Int, _ word: Int)
-        -> UnsafeMutablePointer<Atomic<UInt64>>
-    {
-        (base + MappedFile.headerBytes + slot * Layout.slotBytes + word * 8).assumingMemoryBound(
-            to: Atomic<UInt64>.self)
     }
 
     private enum Reading {
@@ -149,10 +141,10 @@ public final class MarkFile: @unchecked Sendable {
         case unreadable
     }
 
-    private static func read(_ base: UnsafeMutableRawPointer, _ slot: Int) -> Reading {
-        func value(_ index: Int) -> UInt64 { word(base, slot, index).pointee.load(ordering: .acquiring) }
+    private static func read(_ file: MappedFile, _ slot: Int) -> Reading {
+        func value(_ index: Int) -> UInt64 { file.word(slot, index).pointee.load(ordering: .acquiring) }
         func count(_ index: Int) -> Int64 { Int64(bitPattern: value(index)) }
-        let start = base + MappedFile.headerBytes + slot * Layout.slotBytes
+        let start = file.start(of: slot)
         func text(at offset: Int, count: Int) -> String? {
             String(validating: UnsafeRawBufferPointer(start: start + offset, count: count), as: UTF8.self)
         }

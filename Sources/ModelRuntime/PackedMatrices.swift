@@ -3,64 +3,6 @@ import Glibc
 import ServingTypes
 import Synchronization
 
-/// When an engine packs its matrices.
-public enum PackingTime: String, Hashable, Sendable, CaseIterable {
-    /// Before it is ready.
-    case beforehand
-    /// Beside its first steps, by a thread of its own. Until a matrix is packed, products read it as the model's
-    /// files have it and pack each panel for themselves: some two to three times slower for few rows, and the
-    /// same bits. So an engine is ready as soon as the files are in memory. Matrices that are quantised while
-    /// they are packed are packed beforehand.
-    case besides
-    /// Never: for tests, and to measure what `besides` costs.
-    case never
-}
-
-/// One matrix of a model, packed from some moment on.
-struct PackedMatrix: ~Copyable {
-    let plan: PackingPlan
-    /// Where the panels lie; nil until they are packed. Stored once, after the last byte of them.
-    let panels = Atomic<UnsafePointer<UInt8>?>(nil)
-
-    init(_ plan: PackingPlan) { self.plan = plan }
-
-    /// As the kernels take it; nil until it is packed.
-    var packed: tk_packed? {
-        guard let panels = panels.load(ordering: .acquiring) else { return nil }
-        return tk_packed(panels: panels, outputs: plan.rows, inputs: plan.columns, format: plan.format.code)
-    }
-
-    /// Runs `body` with each panel of some columns, packed for this alone: the panel's first column, how many
-    /// columns it has, and the panel as a matrix of its own. `columns` start at a multiple of 32.
-    func forEachPanel(_ columns: Range<Int>, _ kernels: Kernels, _ body: (Int, Int, inout tk_packed) -> Void) {
-        let bytes = plan.format.panelBytes(plan.columns)
-        withUnsafeTemporaryAllocation(byteCount: bytes, alignment: 64) { memory in
-            guard let base = memory.baseAddress else { return }
-            for first in stride(from: columns.lowerBound, to: columns.upperBound, by: TK_PANEL_OUTPUTS) {
-                let count = min(TK_PANEL_OUTPUTS, columns.upperBound - first)
-                let panel = first / TK_PANEL_OUTPUTS
-                plan.pack(panel..<panel + 1, at: base, kernels: kernels)
-                var packed = tk_packed(
-                    panels: UnsafePointer(base.assumingMemoryBound(to: UInt8.self)), outputs: count,
-                    inputs: plan.columns, format: plan.format.code)
-                body(first, count, &packed)
-            }
-        }
-    }
-
-    /// The f32 values of one row.
-    func unpackRow(_ row: Int, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {
-        if var packed {
-            tk_unpack_row(values, &packed, row)
-        } else {
-            let first = row / TK_PANEL_OUTPUTS * TK_PANEL_OUTPUTS
-            forEachPanel(first..<min(plan.rows, first + TK_PANEL_OUTPUTS), kernels) { first, _, packed in
-                tk_unpack_row(values, &packed, row - first)
-            }
-        }
-    }
-}
-
 /// All packed matrices of a model, and the work of packing them: mapped from the cache's file, or packed and
 /// written to it, or packed in private memory.
 ///
@@ -240,7 +182,7 @@ final class PackedMatrices: @unchecked Sendable {
         cache.report(writer.account(of: failure))
     }
 
-    private func isPacked(_ index: Int) -> Bool { matrices[index].panels.load(ordering: .relaxed) != nil }
+    private func isPacked(_ index: Int) -> Bool { matrices[index].panels.load(ordering: .acquiring) != nil }
 
     /// false where it was told to stop.
     private func pack(_ index: Int, to arena: PackedArena, _ pool: ComputePool, _ progress: (Int) -> Void) -> Bool {
@@ -306,129 +248,5 @@ final class PackedMatrices: @unchecked Sendable {
             steps.isPackingDone = true
             if !steps.isRunning { isSettled.store(true, ordering: .releasing) }
         }
-    }
-}
-
-/// A thread that packs a model's matrices while the engine computes with them already. It yields to those who
-/// compute (`nice` 5), and ends with its owner.
-final class BackgroundPacking {
-    private let work: PackingWork
-    private let thread: pthread_t
-
-    /// nil where the system gives no thread.
-    init?(_ matrices: PackedMatrices, report: (@Sendable (String) -> Void)?) {
-        work = PackingWork(matrices, report)
-        var thread = pthread_t()
-        let argument = Unmanaged.passRetained(work)
-        let failure = pthread_create(
-            &thread, nil,
-            { argument in
-                guard let argument else { return nil }
-                Unmanaged<PackingWork>.fromOpaque(argument).takeRetainedValue().run()
-                return nil
-            }, argument.toOpaque())
-        guard failure == 0 else {
-            argument.release()
-            return nil
-        }
-        self.thread = thread
-    }
-
-    /// Returns once everything is packed, or cannot be.
-    func wait() { work.wait() }
-
-    var isDone: Bool { work.isDone }
-
-    deinit {
-        work.matrices.stop()
-        pthread_join(thread, nil)
-    }
-}
-
-/// Held by the thread and by its owner. Unchecked because of the mutex and the condition, whose addresses stay.
-private final class PackingWork: @unchecked Sendable {
-    let matrices: PackedMatrices
-    private let report: (@Sendable (String) -> Void)?
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-    private let ended = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-    private var hasEnded = false
-
-    /// Added to the priority of the thread: about a third of a computing thread's share where cores are short.
-    private static let niceness: Int32 = 5
-
-    init(_ matrices: PackedMatrices, _ report: (@Sendable (String) -> Void)?) {
-        (self.matrices, self.report) = (matrices, report)
-        pthread_mutex_init(mutex, nil)
-        pthread_cond_init(ended, nil)
-    }
-
-    deinit {
-        pthread_cond_destroy(ended)
-        pthread_mutex_destroy(mutex)
-        ended.deallocate()
-        mutex.deallocate()
-    }
-
-    func run() {
-        tk_lower_priority(Self.niceness)
-        matrices.letTheFirstStepPass()
-        do throws(ServingError) {
-            try matrices.pack(ComputePool(workers: 1)) { _ in }
-        } catch {
-            // Products go on reading the model's files.
-            report?("packed weights: not packed, \(error.message)")
-        }
-        matrices.settle()
-        pthread_mutex_lock(mutex)
-        hasEnded = true
-        pthread_cond_broadcast(ended)
-        pthread_mutex_unlock(mutex)
-    }
-
-    var isDone: Bool {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        return hasEnded
-    }
-
-    func wait() {
-        pthread_mutex_lock(mutex)
-        while !hasEnded { pthread_cond_wait(ended, mutex) }
-        pthread_mutex_unlock(mutex)
-    }
-}
-
-/// The whole pages that some bytes lie in.
-private struct MemoryPages {
-    private let base: UnsafeRawPointer
-    private let byteCount: Int
-    private let pageBytes = Int(sysconf(Int32(_SC_PAGESIZE)))
-
-    private enum Limits {
-        /// Pages of which one is asked after; files come and go by larger pieces.
-        static let sampledPages = 64
-        /// Linux's MADV_POPULATE_READ, which older headers lack.
-        static let populateRead: Int32 = 22
-    }
-
-    init(_ start: UnsafeRawPointer, _ count: Int) {
-        let before = Int(UInt(bitPattern: start) % UInt(pageBytes))
-        (base, byteCount) = (start - before, count + before)
-    }
-
-    /// Whether the system holds them in memory, as far as samples tell.
-    var areHeld: Bool {
-        for place in stride(from: 0, to: byteCount, by: Limits.sampledPages * pageBytes) {
-            var answer: UInt8 = 0
-            guard mincore(UnsafeMutableRawPointer(mutating: base + place), pageBytes, &answer) == 0, answer & 1 == 1
-            else { return false }
-        }
-        return true
-    }
-
-    /// Maps them, reading a file's in. What the disk does not give is left to whoever reads it.
-    func readIn() {
-        let failure = madvise(UnsafeMutableRawPointer(mutating: base), byteCount, Limits.populateRead)
-        if failure != 0, errno == EINVAL { _ = tk_touch(base, byteCount) }
     }
 }

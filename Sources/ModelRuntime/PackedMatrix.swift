@@ -1,6 +1,7 @@
 import CKernels
 import Glibc
 import ServingTypes
+import Synchronization
 
 /// How a source stores a tensor's values.
 public enum StoredFormat: Hashable, Sendable {
@@ -216,5 +217,63 @@ private final class QuantisedRows {
             tk_quantise_q4_0(target, floats, columns / 32)
         }
         return UnsafeRawPointer(target)
+    }
+}
+
+/// When an engine packs its matrices.
+public enum PackingTime: String, Hashable, Sendable, CaseIterable {
+    /// Before it is ready.
+    case beforehand
+    /// Beside its first steps, by a thread of its own. Until a matrix is packed, products read it as the model's
+    /// files have it and pack each panel for themselves: some two to three times slower for few rows, and the
+    /// same bits. So an engine is ready as soon as the files are in memory. Matrices that are quantised while
+    /// they are packed are packed beforehand.
+    case besides
+    /// Never: for tests, and to measure what `besides` costs.
+    case never
+}
+
+/// One matrix of a model, packed from some moment on.
+struct PackedMatrix: ~Copyable {
+    let plan: PackingPlan
+    /// Where the panels lie; nil until they are packed. Stored once, after the last byte of them.
+    let panels = Atomic<UnsafePointer<UInt8>?>(nil)
+
+    init(_ plan: PackingPlan) { self.plan = plan }
+
+    /// As the kernels take it; nil until it is packed.
+    var packed: tk_packed? {
+        guard let panels = panels.load(ordering: .acquiring) else { return nil }
+        return tk_packed(panels: panels, outputs: plan.rows, inputs: plan.columns, format: plan.format.code)
+    }
+
+    /// Runs `body` with each panel of some columns, packed for this alone: the panel's first column, how many
+    /// columns it has, and the panel as a matrix of its own. `columns` start at a multiple of 32.
+    func forEachPanel(_ columns: Range<Int>, _ kernels: Kernels, _ body: (Int, Int, inout tk_packed) -> Void) {
+        let bytes = plan.format.panelBytes(plan.columns)
+        withUnsafeTemporaryAllocation(byteCount: bytes, alignment: 64) { memory in
+            guard let base = memory.baseAddress else { return }
+            for first in stride(from: columns.lowerBound, to: columns.upperBound, by: TK_PANEL_OUTPUTS) {
+                let count = min(TK_PANEL_OUTPUTS, columns.upperBound - first)
+                let panel = first / TK_PANEL_OUTPUTS
+                plan.pack(panel..<panel + 1, at: base, kernels: kernels)
+                var packed = tk_packed(
+                    panels: UnsafePointer(base.assumingMemoryBound(to: UInt8.self)), outputs: count,
+                    inputs: plan.columns, format: plan.format.code)
+                body(first, count, &packed)
+            }
+        }
+    }
+
+    /// The f32 values of one row.
+    func unpackRow(_ row: Int, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {
+        if var packed {
+            tk_unpack_row(values, &packed, row)
+        } else {
+            let first = row / TK_PANEL_OUTPUTS * TK_PANEL_OUTPUTS
+            forEachPanel(first..<min(plan.rows, first + TK_PANEL_OUTPUTS), kernels) { first, _, packed in
+                tk_unpack_row(values, &packed, row - first)
+            }
+        }
     }
 }

@@ -18,7 +18,6 @@ public struct LiveReplay: Sendable {
         (shape.prefill, shape.decode, shape.mixed) = (cluster.prefill, cluster.decode, cluster.mixed)
         shape.profile = profile
         shape.policy = PolicyConfiguration(named: cluster.policy) ?? PolicyConfiguration()
-        shape.policy.liftsToClampOnly = true
         shape.blockTokens = cluster.blockTokens
         shape.poolTokens = cluster.blocks * cluster.blockTokens
         (shape.batchJobsMax, shape.stepTokensMax) = (cluster.batchJobs, cluster.stepTokens)
