@@ -10,7 +10,7 @@ extension Coordinator {
         replans.removeAll(keepingCapacity: true)
         for name in names {
             // Where nobody is paused and nobody needs to be, there is nothing to plan.
-            let claimed = claim?.worker.id == name || claim?.restsFarAhead ?? false
+            let claimed = claim?.worker.id == name || claim?.resting == .farAheadAnywhere
             let needs = workers.read(name) { claimed || $0.hasPaused || $0.wantedBlocks > 0 || $0.isCrowded }
             if needs ?? false, let worker = workers[name] { replan(worker) }
         }
@@ -62,10 +62,10 @@ extension Coordinator {
     /// Who rests for the claim's sake.
     private func resting(on worker: Worker) -> [JobID] {
         guard let claim else { return [] }
-        if claim.restsFarAhead {
-            return policy.ahead(of: claim.job, by: recomputingTheta, among: worker.residents)
+        switch claim.resting {
+        case .here(let jobs): return claim.worker == worker.ref ? jobs : []
+        case .farAheadAnywhere: return policy.ahead(of: claim.job, by: recomputingTheta, among: worker.residents)
         }
-        return claim.worker == worker.ref ? claim.resting : []
     }
 
     /// Who rests so that the first of those due whose pages are away can have memory.

@@ -9,14 +9,19 @@ struct Claim: Hashable, Sendable {
     var worker: WorkerRef
     /// Blocks that it would take.
     var blocks: Int
-    /// Running jobs that rest meanwhile, so that their pages can leave.
-    var resting: [JobID] = []
-    /// Jobs of tenants far ahead rest wherever they run: all that they hold is not enough.
-    var restsFarAhead = false
+    var resting = Resting.here([])
     /// How often others' memory was taken for it by computing their work again, and the worker's
     /// iteration at the last time.
     var displacements = 0
     var takenAt: UInt64 = 0
+
+    /// Who rests for its sake.
+    enum Resting: Hashable, Sendable {
+        /// These running jobs of the worker, so that their pages can leave.
+        case here([JobID])
+        /// Jobs of tenants far ahead, wherever they run: all that they hold is not enough.
+        case farAheadAnywhere
+    }
 }
 
 /// Who may become resident on a decoding worker, and who gives way.
@@ -145,10 +150,11 @@ extension Coordinator {
         let lacking = blocks - worker.availableBlocks
         if worker.freeHostPages >= max(lacking, 1) {
             guard let resting = restingFor(job.id, worker, lacking) else { return }
-            next.resting = resting
+            next.resting = .here(resting)
         } else if !takeBack(lacking, from: worker, for: job, &next) {
-            next.restsFarAhead = policy.isAnyAhead(of: job.id, by: recomputingTheta)
-            if next.displacements == 0, !next.restsFarAhead { return }
+            let isAnyFarAhead = policy.isAnyAhead(of: job.id, by: recomputingTheta)
+            if next.displacements == 0, !isAnyFarAhead { return }
+            if isAnyFarAhead { next.resting = .farAheadAnywhere }
         }
         isClaimed = true
         setClaim(next)
@@ -229,7 +235,7 @@ extension Coordinator {
         for worker in [claim?.worker, next?.worker] {
             if let worker, isCurrent(worker) { needReplan(worker.id) }
         }
-        if claim?.restsFarAhead ?? false || next?.restsFarAhead ?? false {
+        if claim?.resting == .farAheadAnywhere || next?.resting == .farAheadAnywhere {
             for worker in workers.all where worker.decodes { needReplan(worker.ref.id) }
         }
         claim = next

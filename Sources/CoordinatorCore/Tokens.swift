@@ -22,7 +22,7 @@ extension Coordinator {
         }
         guard configuration.policy.preemptsRunning else { return }
         let isCrowded = workers.read(worker.id) { $0.isCrowded } ?? false
-        if isCrowded || claim?.restsFarAhead ?? false { needReplan(worker.id) }
+        if isCrowded || claim?.resting == .farAheadAnywhere { needReplan(worker.id) }
         guard queuedJobs > 0, !mayPlace else { return }
         mayPlace = isCrowded && nextWouldGo(to: worker.id) || nextMayClaim(from: worker.id)
     }
