@@ -9,7 +9,7 @@ final class BackgroundPacking {
     private let thread: pthread_t
 
     /// nil where the system gives no thread.
-    init?(_ matrices: PackedMatrices, report: (@Sendable (String) -> Void)?) {
+    init?(_ matrices: PackedMatrices, report: (@Sendable (PackedWeightsReport) -> Void)?) {
         work = PackingWork(matrices, report)
         var thread = pthread_t()
         let argument = Unmanaged.passRetained(work)
@@ -41,7 +41,7 @@ final class BackgroundPacking {
 /// Held by the thread and by its owner. Unchecked because of the mutex and the condition, whose addresses stay.
 private final class PackingWork: @unchecked Sendable {
     let matrices: PackedMatrices
-    private let report: (@Sendable (String) -> Void)?
+    private let report: (@Sendable (PackedWeightsReport) -> Void)?
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let ended = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
     private var hasEnded = false
@@ -49,7 +49,7 @@ private final class PackingWork: @unchecked Sendable {
     /// Added to the priority of the thread: about a third of a computing thread's share where cores are short.
     private static let niceness: Int32 = 5
 
-    init(_ matrices: PackedMatrices, _ report: (@Sendable (String) -> Void)?) {
+    init(_ matrices: PackedMatrices, _ report: (@Sendable (PackedWeightsReport) -> Void)?) {
         (self.matrices, self.report) = (matrices, report)
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(ended, nil)
@@ -69,7 +69,7 @@ private final class PackingWork: @unchecked Sendable {
             try matrices.pack(ComputePool(workers: 1)) { _ in }
         } catch {
             // Products go on reading the model's files.
-            report?("packed weights: not packed, \(error.message)")
+            report?(.notPacked(reason: error.message))
         }
         matrices.settle()
         pthread_mutex_lock(mutex)

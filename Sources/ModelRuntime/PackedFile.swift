@@ -281,12 +281,10 @@ final class PackedFileWriter {
     /// Bytes of the arena, from its start, that are the file's.
     var mappedBytes: Int { min(image.byteCount, written * PackedArena.windowBytes) }
 
-    /// In a sentence, what became of the file.
-    func account(of failure: String?) -> String {
-        guard let failure else {
-            return "packed weights: \(image.fileName) written, \(image.fileBytes >> 20) MiB"
-        }
-        return "packed weights: packed in memory, \(image.fileName) cannot be written (\(failure))"
+    /// What became of the file.
+    func account(of failure: String?) -> PackedWeightsReport {
+        guard let failure else { return .written(file: image.fileName, bytes: image.fileBytes) }
+        return .packedInMemory(reason: "\(image.fileName) cannot be written (\(failure))")
     }
 
     /// Writes the header and gives the file its name; the reason where that fails.

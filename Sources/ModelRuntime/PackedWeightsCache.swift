@@ -14,6 +14,33 @@ public struct SourceIdentity: Hashable, Sendable {
     }
 }
 
+/// What became of a file of packed weights; its description is a sentence for people.
+public enum PackedWeightsReport: Hashable, Sendable, CustomStringConvertible {
+    case mapped(file: String)
+    case written(file: String, bytes: Int)
+    /// It was no good and is made anew.
+    case replaced(file: String, reason: String)
+    /// Another one, so that the folder keeps to its limit.
+    case deleted(file: String, limit: Int)
+    /// No file: every worker packs in memory of its own.
+    case packedInMemory(reason: String)
+    /// Nor that: products go on reading the model's files.
+    case notPacked(reason: String)
+
+    public var description: String {
+        let sentence =
+            switch self {
+            case .mapped(let file): "\(file) mapped"
+            case .written(let file, let bytes): "\(file) written, \(bytes >> 20) MiB"
+            case .replaced(let file, let reason): "\(file) is written anew: \(reason)"
+            case .deleted(let file, let limit): "\(file) deleted, the folder's limit is \(limit) bytes"
+            case .packedInMemory(let reason): "packed in memory, \(reason)"
+            case .notPacked(let reason): "not packed, \(reason)"
+            }
+        return "packed weights: \(sentence)"
+    }
+}
+
 /// A folder of files with packed weights: the first worker that loads a model writes one, later ones map it,
 /// so that they share its memory and start without packing. Files are private to the user, written under a
 /// temporary name and renamed, never changed after; whoever cuts one short while it is mapped ends the
@@ -25,8 +52,8 @@ public struct PackedWeightsCache: Sendable {
     public var bytesMax: Int
     /// Bytes of packed weights from which a file is worth it.
     public var bytesMin: Int
-    /// Told what became of the file, in a sentence, from the loading thread.
-    public var report: @Sendable (String) -> Void
+    /// Told what became of the file, from the loading thread.
+    public var report: @Sendable (PackedWeightsReport) -> Void
     /// How many times in a row a writer in another process may be found without a sign of life.
     var silentPollsMax = Limits.silentPollsMax
 
@@ -44,7 +71,7 @@ public struct PackedWeightsCache: Sendable {
 
     public init(
         folder: String, bytesMax: Int = Limits.bytesMax, bytesMin: Int = Limits.bytesMin,
-        report: @escaping @Sendable (String) -> Void = { _ in }
+        report: @escaping @Sendable (PackedWeightsReport) -> Void = { _ in }
     ) {
         self.folder = folder
         self.bytesMax = bytesMax
@@ -137,14 +164,14 @@ public struct PackedWeightsCache: Sendable {
     private func mapped(_ path: String, _ reader: PackedFileReader) -> Opening? {
         do throws(PackedFileFault) {
             let arena = try reader.map(path)
-            report("packed weights: \(reader.image.fileName) mapped")
+            report(.mapped(file: reader.image.fileName))
             return .mapped(arena)
         } catch {
             switch error {
             case .missing: return nil
             case .untrusted, .unreadable: return unavailable("\(reader.image.fileName): \(error)")
             case .size, .header, .damaged:
-                report("packed weights: \(reader.image.fileName) is written anew: \(error)")
+                report(.replaced(file: reader.image.fileName, reason: "\(error)"))
                 unlink(path)
                 return nil
             }
@@ -182,7 +209,7 @@ public struct PackedWeightsCache: Sendable {
     }
 
     private func unavailable(_ reason: String) -> Opening {
-        report("packed weights: packed in memory, \(reason)")
+        report(.packedInMemory(reason: reason))
         return .unavailable(reason)
     }
 
@@ -254,7 +281,7 @@ public struct PackedWeightsCache: Sendable {
         var total = files.reduce(0) { $0 + $1.bytes } + bytes
         while total > bytesMax, let oldest = files.popLast() {
             guard unlink(folder + "/" + oldest.name) == 0 else { continue }
-            report("packed weights: \(oldest.name) deleted, the folder's limit is \(bytesMax) bytes")
+            report(.deleted(file: oldest.name, limit: bytesMax))
             total -= oldest.bytes
         }
     }

@@ -68,9 +68,12 @@ struct PackedFolder: ParsableArguments {
             guard let path = packedCache == "auto" ? PackedWeightsCache.standardFolder : packedCache else {
                 throw CLIError("packed-cache: neither XDG_CACHE_HOME nor HOME names a folder; name one with it")
             }
-            return PackedWeightsCache(folder: path, bytesMax: packedCacheBytes) { sentence in
+            return PackedWeightsCache(folder: path, bytesMax: packedCacheBytes) { report in
+                switch report {
+                case .deleted: Terminal.note("\(report)")
                 // What becomes of the file itself is the command's own answer.
-                if sentence.contains("deleted") { Terminal.note(sentence) }
+                case .mapped, .written, .replaced, .packedInMemory, .notPacked: break
+                }
             }
         }
     }

@@ -27,13 +27,21 @@ final class KnownTensors: TensorSource, @unchecked Sendable {
 
 /// What a cache said.
 final class Reports: Sendable {
-    private let lines = Mutex<[String]>([])
-    var all: [String] { lines.withLock { $0 } }
-    func add(_ line: String) { lines.withLock { $0.append(line) } }
+    private let reports = Mutex<[PackedWeightsReport]>([])
+    var all: [String] { reports.withLock { $0.map(\.description) } }
+    func add(_ report: PackedWeightsReport) { reports.withLock { $0.append(report) } }
     func take() -> [String] {
-        lines.withLock { lines in
-            defer { lines = [] }
-            return lines
+        reports.withLock { reports in
+            defer { reports = [] }
+            return reports.map(\.description)
+        }
+    }
+    /// Files that had to go.
+    var deleted: [String] {
+        reports.withLock { reports in
+            reports.compactMap { report in
+                if case .deleted(let file, _) = report { file } else { nil }
+            }
         }
     }
 }
@@ -241,7 +249,9 @@ struct PackedFileTests {
                 #expect(writer.reserve() != nil)
                 let arena = try PackedArena(byteCount: image.byteCount)
                 #expect(writer.write(arena, upTo: image.byteCount) != nil)
-                #expect(writer.account(of: "no space").contains("packed in memory"))
+                #expect(
+                    writer.account(of: "no space")
+                        == .packedInMemory(reason: "\(image.fileName) cannot be written (no space)"))
             }
             #expect(files(folder) == [])
         }
@@ -265,6 +275,7 @@ struct PackedFileTests {
                 if number == 1 { _ = try logits(KnownTensors(tensors, "a"), bounded) }
             }
             #expect(Set(files(folder)) == [names[0], names[2]])
+            #expect(reports.deleted == [names[1]], "\(reports.all)")
         }
     }
 
