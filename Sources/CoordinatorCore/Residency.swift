@@ -11,9 +11,10 @@ struct Claim: Hashable, Sendable {
     var blocks: Int
     var resting = Resting.here([])
     /// How often others' memory was taken for it by computing their work again, and the worker's
-    /// iteration at the last time.
+    /// iteration at the last time, and how often it had told its free blocks by then.
     var displacements = 0
     var takenAt: UInt64 = 0
+    var toldAt: UInt64 = 0
 
     /// Who rests for its sake.
     enum Resting: Hashable, Sendable {
@@ -47,7 +48,9 @@ struct Claim: Hashable, Sendable {
 ///   gone. Until then c_f <= c_g + T held before the iteration, which brings w_q s at most; and so does the next one,
 ///   which every worker has begun before it hears of the plan.
 /// Nobody rests for ever: those who are not so far ahead run on, end or come to be so far ahead as well, and where
-/// all who hold memory are, it is taken however often it was before.
+/// all who hold memory are, it is taken however often it was before, as soon as the worker has told what came free of the
+/// last time. Where even that is not enough (blocks that nobody holds, behind a fence say), all run on: resting would
+/// bring no memory (`restingHelps`), and no iteration at which to look again.
 ///
 /// Not bounded so is a g that waits for something else: for a prefill worker's window (then by what runs until it
 /// opens), or held back after refusals (`holdAfterRefusals`).
@@ -145,7 +148,7 @@ extension Coordinator {
         var next = Claim(job: job.id, worker: worker.ref, blocks: blocks)
         if let claim, claim.job == job.id {
             next.displacements = claim.displacements
-            if claim.worker == worker.ref { next.takenAt = claim.takenAt }
+            if claim.worker == worker.ref { (next.takenAt, next.toldAt) = (claim.takenAt, claim.toldAt) }
         }
         let lacking = blocks - worker.availableBlocks
         if worker.freeHostPages >= max(lacking, 1) {
@@ -154,7 +157,7 @@ extension Coordinator {
         } else if !takeBack(lacking, from: worker, for: job, &next) {
             let isAnyFarAhead = policy.isAnyAhead(of: job.id, by: recomputingTheta)
             if next.displacements == 0, !isAnyFarAhead { return }
-            if isAnyFarAhead { next.resting = .farAheadAnywhere }
+            if isAnyFarAhead, restingHelps(next, on: worker) { next.resting = .farAheadAnywhere }
         }
         isClaimed = true
         setClaim(next)
@@ -199,23 +202,48 @@ extension Coordinator {
         return resting.isEmpty ? nil : resting
     }
 
+    /// Whether memory comes free while those who are far ahead rest: by others who hold some, or by what was taken and
+    /// has not been told. Else nobody would run, and nothing would ever change.
+    private func restingHelps(_ claim: Claim, on worker: Worker) -> Bool {
+        let isAwaited = claim.displacements > 0 && !hasTold(worker, since: claim)
+        return isAwaited
+            || policy.ahead(of: claim.job, by: recomputingTheta, among: worker.residents).count < worker.jobs.count
+    }
+
+    /// Whether a worker's free blocks are those after memory was taken last: of the second iteration since, as the
+    /// first was under way, or, where nobody runs that could bring one, of the second word since.
+    private func hasTold(_ worker: Worker, since claim: Claim) -> Bool {
+        if worker.iteration > claim.takenAt + 1 { return true }
+        let runs = worker.residents.contains { id in
+            guard case .decoding(let residence) = jobs.readOptional(id, { $0.phase }) else { return false }
+            return residence.running
+        }
+        return !runs && worker.timesTold > claim.toldAt + 1
+    }
+
+    /// Blocks of a worker's pool that a resident has: all that it may come to need where that is promised.
+    private func blocksHeld(_ id: JobID, on worker: Worker) -> Int? {
+        guard worker.register.reservesWholeJobs else { return jobs.read(id) { $0.sequenceTokens }.map(blocksNeeded) }
+        return jobs[id].map { blocksTaken($0, by: worker.register) }
+    }
+
     /// Without a host tier: takes memory of tenants that are far ahead, whose work the
     /// claimant's tenant then pays to have done again. At most `Limits.displacements` times for one job, or
     /// as long as nobody but tenants that far ahead holds memory. False where nothing was taken.
     private mutating func takeBack(_ blocks: Int, from worker: Worker, for job: Job, _ claim: inout Claim) -> Bool {
-        guard configuration.policy.separatesTenants, claim.displacements == 0 || worker.iteration > claim.takenAt + 1
+        guard configuration.policy.separatesTenants, claim.displacements == 0 || hasTold(worker, since: claim)
         else { return false }
         let far = policy.ahead(of: job.id, by: recomputingTheta, among: worker.residents)
         let everybody = far.count == worker.jobs.count
         guard !far.isEmpty, everybody || claim.displacements < ResidencyLimits.displacements else { return false }
         let holdings = far.compactMap { id -> Holding? in
-            jobs.read(id) { $0.sequenceTokens }.map { Holding(job: id, units: blocksNeeded($0)) }
+            blocksHeld(id, on: worker).map { Holding(job: id, units: $0) }
         }
         var victims = victims(among: holdings, freeing: blocks + growthReserve(of: worker), for: job.id)
         if victims.isEmpty, everybody { victims = self.victims(among: holdings, freeing: blocks, for: job.id) }
         guard !victims.isEmpty else { return false }
         claim.displacements += 1
-        claim.takenAt = worker.iteration
+        (claim.takenAt, claim.toldAt) = (worker.iteration, worker.timesTold)
         for victim in victims {
             jobs.change(victim) { $0.displacedBy = job.tenant }
             requeue(victim, reason: "its memory was needed", counts: false, tell: .superseded)

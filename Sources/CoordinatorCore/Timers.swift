@@ -11,6 +11,8 @@ extension Coordinator {
         while let due = holds.first, due.key.at <= now { endHold(due.id) }
         // An inhibition may have run out, and nothing else says so.
         if queuedJobs > 0, !inhibitions.isEmpty || policy.wakes(by: now) { mayPlace = true }
+        // Where all who hold memory rest, no iteration says so.
+        if claim?.resting == .farAheadAnywhere { mayPlace = true }
     }
 
     /// Where this process itself stood still, nobody's silence counts for that time.

@@ -30,6 +30,8 @@ struct Worker: Sendable {
     var freeHostPages: Int
     /// Blocks that it has been asked for and has not promised yet: its own count knows nothing of them.
     private(set) var unansweredBlocks = 0
+    /// How often it has told its free blocks.
+    private(set) var timesTold: UInt64 = 0
     private var unanswered: [JobID: Int] = [:]
     /// Of its iterations, the last that was told.
     var iteration: UInt64 = 0
@@ -115,6 +117,7 @@ struct Worker: Sendable {
     /// Takes the worker's own count; true where it has more than was thought.
     mutating func learn(available: Int, freeHostPages pages: Int) -> Bool {
         freeHostPages = pages
+        timesTold += 1
         defer { availableBlocks = available - unansweredBlocks }
         return available - unansweredBlocks > availableBlocks
     }
