@@ -118,13 +118,15 @@ final class Desk {
     }
 
     /// What has been given to the socket in the turn of the loop that is under way.
-    func flushed() throws -> String {
+    func flushed() throws -> String { String(decoding: try flushedBytes(), as: UTF8.self) }
+
+    func flushedBytes() throws -> [UInt8] {
         var bytes: [UInt8] = []
         while let part = try channel.readOutbound(as: IOData.self) {
             guard case .byteBuffer(let buffer) = part else { continue }
             bytes += buffer.readableBytesView
         }
-        return String(decoding: bytes, as: UTF8.self)
+        return bytes
     }
 
     func answer() throws -> Answer { try Answer(output()) }

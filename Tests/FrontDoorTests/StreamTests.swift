@@ -64,6 +64,34 @@ import Testing
         #expect(try Answer(text + desk.output()).events.count == 62)
     }
 
+    /// Likewise where the streams of one connection share its bound.
+    @Test func aLongTurnOfTheLoopGivesTheEventsOfAllStreamsToTheSocket() throws {
+        let desk = try Desk()
+        let body = #"{"prompt":"ab","stream":true,"max_tokens":100}"#
+        try desk.send(bytes: HTTP2Frames.preface)
+        for stream: UInt8 in [1, 3] {
+            try desk.send(bytes: HTTP2Frames.post("/v1/completions", body, stream: stream))
+        }
+        #expect(desk.jobs.all.count == 2)
+        for job in desk.jobs.all { desk.jobs.admit(job) }
+        desk.loop.run()
+        var bytes = try desk.flushedBytes()
+        func events() -> Int {
+            HTTP2Frames.bodies(bytes).split(separator: "data: ", omittingEmptySubsequences: false).count - 1
+        }
+        var mostHeldBack = 0
+        for count in 1...60 {
+            desk.jobs.emit(desk.jobs.all[count % 2], "x")
+            bytes += try desk.flushedBytes()
+            mostHeldBack = max(mostHeldBack, count - events())
+        }
+        #expect((1..<HTTP2Connection.Limits.unflushedMax).contains(mostHeldBack), "\(mostHeldBack)")
+        for job in desk.jobs.all { desk.jobs.end(job, .finished(.length)) }
+        desk.loop.run()
+        bytes += try desk.flushedBytes()
+        #expect(events() == 60 + 2 * 2)
+    }
+
     @Test func aChatStartsWithItsRoleAndEndsWithUsage() throws {
         let desk = try Desk()
         try desk.post(
