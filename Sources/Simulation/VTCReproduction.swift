@@ -70,9 +70,17 @@ public enum VTCReproduction {
         shape.reservedTokens = shape.profile.poolTokens
         shape.poolTokens = 2 * shape.profile.poolTokens
         shape.batchJobsMax = 1000
-        shape.stepTokensMax = 3100
+        shape.stepTokensMax = miniBatchTokens(ofMemory: shape.profile.poolTokens) + decodersBeside
         return shape
     }
+
+    /// Prompt tokens that LightLLM takes into one iteration: a sixth of its memory, but no fewer than 3072
+    /// (scheduling.md §3.4, row 4).
+    static func miniBatchTokens(ofMemory tokens: Int) -> Int { max(tokens / 6, 3072) }
+
+    /// Our iterations count a token of each decoding job as well, LightLLM's mini-batch does not: about as many jobs of
+    /// the trace's mean length, 392 tokens, as memory holds.
+    private static let decodersBeside = 28
 
     public static func run(
         policy: PolicyConfiguration, trace: [TraceEntry], seed: UInt64, watch: ((ClusterSimulation) -> Void)? = nil
