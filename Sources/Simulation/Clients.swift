@@ -69,20 +69,28 @@ extension ClusterSimulation {
         let id = JobID(high: 1, low: UInt64(number))
         var submission = JobSubmission(
             job: id, tenant: request.tenant, promptTokens: request.prompt,
-            pageIDs: SimulatedNaming().names(
+            pageIDs: configuration.naming.names(
                 of: request.prompt, blockTokens: configuration.blockTokens, tenant: request.tenant),
-            sampling: sampling, priority: request.priority,
-            idempotencyKey: request.isKeyed ? "key-\(number)" : nil)
+            sampling: sampling, priority: request.priority, deadline: request.deadline,
+            idempotencyKey: request.isKeyed ? "key-\(number)" : nil, due: request.due)
         if configuration.coordinator.policy.isClairvoyant { submission.knownOutputTokens = request.outputTokens }
         jobs[id] = SimulatedJob(
             number: number, request: request, submission: submission,
             oracle: TokenOracle(prompt: request.prompt, length: request.length), arrived: now)
+        if configuration.audits { owners[id] = Self.owner(request.tenant) }
         configuration.reservation?.arrived(id, input: request.prompt.count, output: request.outputTokens)
         note("client", "job \(number): \(request.prompt.count) + \(request.outputTokens) tokens of \(request.tenant)")
         if let span = request.cancelAfter { after(span, .cancellation(number)) }
         resubmit(number)
         host.add(configuration.profile.hostSecondsPerToken * HostLoad.tokensPerEdge, at: now)
         scheduleArrival()
+    }
+
+    /// Stands for a job's tenant where that is checked.
+    func owner(of job: JobID) -> UInt32 { configuration.audits ? owners[job] ?? 0 : 0 }
+
+    private static func owner(_ tenant: TenantID) -> UInt32 {
+        UInt32(truncatingIfNeeded: SimulatedNaming().root(tenant: tenant).words.0)
     }
 
     /// A client that finds nobody tries again.
@@ -244,6 +252,15 @@ extension ClusterSimulation {
         case .finished, .failed: break
         }
         books.books[job.request.tenant] = book
+    }
+
+    /// At every instant each tenant has been charged for all that it was given; for nothing twice, says
+    /// `checkCharges` at the end (S2).
+    func checkOutputCharges() {
+        let weight = configuration.coordinator.policy.outputWeight
+        for (tenant, book) in books.books where coordinator.chargedUnits(of: tenant) < weight * book.outputTokens {
+            fail("\(tenant) was charged \(coordinator.chargedUnits(of: tenant)) for \(book.outputTokens) tokens")
+        }
     }
 
     /// With no job left, each tenant has been charged once for what it got (S2).

@@ -57,6 +57,8 @@ public final class ClusterSimulation {
     var endedJobs = 0
     var isWorkloadOver = false
     var onEnd: (SimulatedJob, JobOutcome) -> Void = { _, _ in }
+    /// Who a job's tenant is, for checks that outlive the job; of runs with audits.
+    var owners: [JobID: UInt32] = [:]
     /// Jobs that got tokens from the message at hand.
     var emittedNow: Set<JobID> = []
     /// Resident jobs that the last plan of their worker has paused.
@@ -70,7 +72,7 @@ public final class ClusterSimulation {
         self.configuration = configuration
         random = SimulationRandom(seed: configuration.seed)
         nextRequest = requests
-        coordinator = Coordinator(configuration: configuration.coordinator, naming: SimulatedNaming())
+        coordinator = Coordinator(configuration: configuration.coordinator, naming: configuration.naming)
         coordinatorClock = configuration.clocks.clock(configuration.workers.count)
         var numbers: [WorkerRole: Int] = [:]
         for shape in configuration.workers {
@@ -220,7 +222,7 @@ public final class ClusterSimulation {
         coordinatorLife += 1
         coordinatorFrozenUntil = 0
         if coordinatorLife > 1 {
-            coordinator = Coordinator(configuration: configuration.coordinator, naming: SimulatedNaming())
+            coordinator = Coordinator(configuration: configuration.coordinator, naming: configuration.naming)
         }
         books = ChargeBooks()
         links = [:]
@@ -248,6 +250,7 @@ public final class ClusterSimulation {
             for action in coordinator.handle(event, at: coordinatorInstant) { perform(action) }
         }
         waitingForCoordinator.removeAll(keepingCapacity: true)
+        if configuration.audits { checkOutputCharges() }
     }
 
     private func perform(_ action: CoordinatorAction) {

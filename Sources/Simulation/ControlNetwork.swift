@@ -101,6 +101,7 @@ extension ClusterSimulation {
             paused.formUnion(plan.pause.map(\.job))
             paused.subtract(plan.run.map(\.job))
         }
+        if configuration.audits { witnessPrompt(worker, message) }
         let link = controlLinks[id]
         note("coordinator", "-> \(worker.id)  \(Summary.of(message))")
         mark(link.node, Summary.code(of: message))

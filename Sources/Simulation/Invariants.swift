@@ -3,13 +3,18 @@ import KVPaging
 import Messages
 import ServingTypes
 
-// What is checked beside the cores' own audits, on every step of a run with audits:
+// What is checked beside the cores' own audits, on every step of a run with audits. S1 to S5, L1 and L2 are those of
+// reliability.md §2, I1 to I12 our own reading of disaggregation.md §6:
 //
 //   S1  every token is the one that the model gives, once, in order     `Clients.check`
-//   S2  each tenant is charged once for what was computed and given     `Clients.checkCharges`
-//   S3  every job ends; every worker holds nothing afterwards            `SafetyRun.unrest`
-//   S4  blocks are conserved, per worker and tier                        `ClusterSimulation.audit`
-//   S5  honest failures only                                             `Clients.checkFailure`
+//   S2  each tenant is charged for all that it was given                 `Clients.checkOutputCharges`
+//       and, once nothing runs, for nothing twice                        `Clients.checkCharges`
+//   S3  no step reads a block that another tenant's job has written      `SimulatedEngine.read`
+//   S4  one coordinator is obeyed: there is one, and a link ends with    `ControlLink.coordinatorLife`
+//       its process, so that what an earlier one said reaches nobody
+//   S5  blocks are conserved and have one owner, per worker and tier     `ClusterSimulation.audit`
+//   L1  every job ends, as the client was told and why                   `SafetyRun.unrest`, `Clients.checkFailure`
+//   L2  every worker holds nothing afterwards                            `SafetyRun.unrest`
 //   I1  a slot that pages may land in has no other user                  `checkNobodyWrites`, `openLanding`
 //   I2  a page's slot does not change while it is sent                   `PageNetwork.depart`
 //   I3  nothing is decoded before all of it is committed                 the engine reads every block
@@ -51,6 +56,16 @@ extension ClusterSimulation {
         for step in steps.steps {
             if case .evicted = step.end { witness("pool.evicted") }
         }
+    }
+
+    /// That a prompt was given to a worker in a way that not every cluster has.
+    func witnessPrompt(_ worker: WorkerRef, _ message: Message) {
+        if case .assignPrefill(let order) = message, order.precedes { witness("prompt.precedes") }
+        guard case .startDecode(let order) = message, configuration.coordinator.relief != nil,
+            order.tokens.count > configuration.coordinator.placement.localPrefillThreshold,
+            let node = nodeOfName[worker.id], nodes[node].shape.role == .decode
+        else { return }
+        if nodes.contains(where: { $0.shape.role == .prefill && $0.isAlive }) { witness("prompt.relieved") }
     }
 
     // MARK: I6

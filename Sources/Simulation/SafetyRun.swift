@@ -24,17 +24,20 @@ public struct SafetyResult: Sendable {
 public enum SafetyRun {
     /// Runs a seed. `trace` receives a line per event.
     public static func run(seed: UInt64, trace: ((String) -> Void)? = nil) -> SafetyResult {
-        run(seed: seed, trace: trace, sabotage: { _ in })
+        run(seed: seed, trace: trace, change: { _ in })
     }
 
-    /// `sabotage` breaks the simulated world itself, to see the checks notice.
+    /// `change` and `sabotage` break the simulated world itself, before and after it is made, to see the checks notice.
     static func run(
-        seed: UInt64, trace: ((String) -> Void)?, sabotage: (ClusterSimulation) -> Void
+        seed: UInt64, trace: ((String) -> Void)?, change: (inout SimulationConfiguration) -> Void = { _ in },
+        sabotage: (ClusterSimulation) -> Void = { _ in }
     ) -> SafetyResult {
         var plan = SafetyPlan(seed: seed)
         let requests = plan.requests()
         var next = 0
-        let simulation = ClusterSimulation(plan.configuration()) {
+        var configuration = plan.configuration()
+        change(&configuration)
+        let simulation = ClusterSimulation(configuration) {
             guard next < requests.count else { return nil }
             next += 1
             return requests[next - 1]
@@ -262,6 +265,7 @@ struct SafetyPlan {
         coordinator.placement.localPrefillThreshold = random.chance(60) ? 0 : random.within(1...30)
         coordinator.placement.linkBytesPerSecond = 1e6
         if random.chance(80) { hasten(&coordinator) }
+        adapt(&coordinator)
         let profile = CostProfile(
             name: "safety", prefill: .init(Double(random.within(2...25)), Double(random.within(1...10)) / 4, 0),
             decode: .init(Double(random.within(5...50)), 0, 2), bytesPerToken: 256, poolTokens: 0, batchJobsMax: 4,
@@ -284,6 +288,24 @@ struct SafetyPlan {
         result.network.bytesPerSecond = Double(random.within(20_000...1_000_000))
         result.network.hasRelay = random.chance(50)
         return result
+    }
+
+    /// From a stream of its own: what `tandem up` starts a cluster with beside that. Decode workers that take prompts
+    /// in and cut them, windows, weights.
+    private mutating func adapt(_ coordinator: inout CoordinatorConfiguration) {
+        var own = SimulationRandom(seed: Hashing.mix(seed ^ 0x7265_6c69_6566))
+        if own.chance(50) {
+            coordinator.relief = ReliefConfiguration(wait: .milliseconds(Int64(own.within(0...30))))
+            coordinator.relief?.jobsPerWorker = own.within(1...2)
+        }
+        if own.chance(50) { coordinator.prefillWindowJobs = own.within(1...3) }
+        if own.chance(30) { coordinator.growthBlocks = own.within(0...4) }
+        if own.chance(40) { coordinator.policy.weights[TenantID("tenant-0")] = [0.25, 3][own.within(0...1)] }
+        let (stretches, limits) = (own.chance(50), own.chance(20))
+        for index in shapes.indices where shapes[index].role == .decode {
+            if stretches { shapes[index].stepStretch = Double(own.within(2...8)) / 2 }
+            if limits { shapes[index].stepLimit = .milliseconds(Int64(own.within(1...60))) }
+        }
     }
 
     /// Shorter timers, so that detectors race with what they detect.
@@ -315,9 +337,21 @@ struct SafetyPlan {
             if random.chance(10) { request.cancelAfter = .microseconds(Int64(random.within(0...1_500_000))) }
             requests.append(request)
         }
+        hint(&requests)
         return requests.enumerated().sorted {
             ($0.element.arrival, $0.offset) < ($1.element.arrival, $1.offset)
         }.map(\.element)
+    }
+
+    /// From a stream of its own: first tokens that clients would like soon, and answers that they want by then or not
+    /// at all.
+    private func hint(_ requests: inout [SimulatedRequest]) {
+        var own = SimulationRandom(seed: Hashing.mix(seed ^ 0x6869_6e74_73))
+        guard own.chance(40) else { return }
+        for index in requests.indices {
+            if own.chance(30) { requests[index].due = .milliseconds(Int64(own.within(1...2000))) }
+            if own.chance(6) { requests[index].deadline = .milliseconds(Int64(own.within(20...4000))) }
+        }
     }
 
     mutating func prompt(_ count: Int) -> [TokenID] {

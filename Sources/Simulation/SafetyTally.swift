@@ -42,11 +42,14 @@ public struct SafetyTally: Sendable {
         "fault.suspend.worker.idle", "fault.suspend.coordinator", "message.held", "message.lost", "message.repeated",
         "message.stale", "pages.reordered", "pages.relayed", "page.corrupted", "page.refused.checksum",
         "pool.evicted", "reserve.refused.noMemory", "swap.out", "swap.in", "swap.out.failed", "swap.in.failed",
-        "fence.sender", "fence.receiver",
+        "fence.sender", "fence.receiver", "prompt.precedes", "prompt.relieved", "job.failed.deadline_exceeded",
         "client.cancel", "client.stop", "token.repeated", "job.lost", "job.recovered", "job.requeued", "job.stop",
         "job.length", "worker.drained", "worker.lost", "worker.stalled", "worker.suspected",
         "transfer.failed.checksum", "transfer.failed.leaseExpired", "transfer.failed.stalled",
     ]
+
+    /// Seeds from which on each of these is expected.
+    public static let seedsForAllKinds: UInt64 = 1000
 
     public var neverHappened: [String] { Self.kinds.filter { witnessed[$0, default: 0] == 0 } }
 

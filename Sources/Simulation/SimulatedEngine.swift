@@ -36,11 +36,13 @@ struct TokenOracle: Sendable {
 struct SlotContent: Hashable, Sendable {
     var before: UInt64 = 0
     var after: UInt64 = 0
-    var filled = 0
+    var filled: Int32 = 0
+    /// Whose tokens were written: nobody else may read them. No part of the page's bytes.
+    var owner: UInt32 = 0
 
     /// Stands for the CRC of the page's bytes.
     var checksum: UInt32 {
-        UInt32(truncatingIfNeeded: Hashing.fold(Hashing.fold(before, after), UInt64(filled)))
+        UInt32(truncatingIfNeeded: Hashing.fold(Hashing.fold(before, after), UInt64(clamping: filled)))
     }
 }
 
@@ -58,10 +60,13 @@ struct SimulatedEngine: Sendable {
         slots = Array(repeating: SlotContent(), count: blockCount)
     }
 
-    /// `length` says how many output tokens a job was drawn.
-    mutating func run(_ batch: StepBatch, length: (JobID) -> Int?, complain: (String) -> Void) -> [StepOutcome] {
+    /// `length` says how many output tokens a job was drawn, `owner` stands for its tenant.
+    mutating func run(
+        _ batch: StepBatch, length: (JobID) -> Int?, owner: (JobID) -> UInt32 = { _ in 0 },
+        complain: (String) -> Void
+    ) -> [StepOutcome] {
         batch.entries.map { entry in
-            guard let hash = write(entry, complain) else {
+            guard let hash = write(entry, owner(entry.transfer.job), complain) else {
                 return .failed(ServingError(.internalError, "the simulated engine read a block that is not there"))
             }
             guard let sample = entry.sample else { return .extended }
@@ -71,8 +76,8 @@ struct SimulatedEngine: Sendable {
         }
     }
 
-    private mutating func write(_ entry: StepEntry, _ complain: (String) -> Void) -> UInt64? {
-        guard var hash = read(entry, complain) else { return nil }
+    private mutating func write(_ entry: StepEntry, _ owner: UInt32, _ complain: (String) -> Void) -> UInt64? {
+        guard var hash = read(entry, owner, complain) else { return nil }
         var position = entry.startPosition
         for token in entry.tokens {
             let block = position / blockTokens
@@ -82,7 +87,7 @@ struct SimulatedEngine: Sendable {
             }
             let slot = Int(entry.blockTable[block].index)
             if position.isMultiple(of: blockTokens) {
-                slots[slot] = SlotContent(before: hash, after: hash, filled: 0)
+                slots[slot] = SlotContent(before: hash, after: hash, filled: 0, owner: owner)
             }
             hash = Hashing.fold(hash, UInt64(token.value))
             slots[slot].after = hash
@@ -93,7 +98,7 @@ struct SimulatedEngine: Sendable {
     }
 
     /// The hash of everything before the new tokens.
-    private func read(_ entry: StepEntry, _ complain: (String) -> Void) -> UInt64? {
+    private func read(_ entry: StepEntry, _ owner: UInt32, _ complain: (String) -> Void) -> UInt64? {
         guard entry.startPosition > 0 else { return TokenOracle.start }
         let last = (entry.startPosition - 1) / blockTokens
         guard last < entry.blockTable.count else {
@@ -104,10 +109,14 @@ struct SimulatedEngine: Sendable {
         for block in (readsEverything ? 0 : last)...last {
             let content = slots[Int(entry.blockTable[block].index)]
             let filled = block < last ? blockTokens : entry.startPosition - block * blockTokens
-            if content.filled != filled || (readsEverything && content.before != expected) {
+            if Int(content.filled) != filled || (readsEverything && content.before != expected) {
                 complain(
                     "\(entry.transfer) reads block \(block) in slot \(entry.blockTable[block]): \(content.filled) of "
                         + "\(filled) positions, \(content.before == expected ? "right" : "other") prefix")
+                return nil
+            }
+            if content.owner != owner {
+                complain("\(entry.transfer) reads block \(block), which another tenant's job has written")
                 return nil
             }
             expected = content.after
@@ -118,11 +127,14 @@ struct SimulatedEngine: Sendable {
 
 /// Page names without a cryptographic library; good enough where nobody attacks.
 public struct SimulatedNaming: PageNaming {
+    /// A naming without tenants, so that their pages are shared: the checks must notice. For tests of them.
+    var ignoresTenants = false
+
     public init() {}
 
     public func root(tenant: TenantID) -> PageID {
         var hash: UInt64 = 0x7061_6765
-        for byte in tenant.name.utf8 { hash = Hashing.fold(hash, UInt64(byte)) }
+        for byte in ignoresTenants ? "".utf8 : tenant.name.utf8 { hash = Hashing.fold(hash, UInt64(byte)) }
         return PageID(hash, 1, 0, 0)
     }
 

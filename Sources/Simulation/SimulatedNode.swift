@@ -94,14 +94,13 @@ final class SimulatedNode {
         engine = SimulatedEngine(
             blockCount: shape.blockCount, blockTokens: configuration.blockTokens,
             readsEverything: configuration.audits)
+        let naming = configuration.naming
         switch shape.role {
         case .prefill: prefill = PrefillWorkerCore(configuration: prefillConfiguration(configuration), naming: naming)
         case .decode, .mixed:
             decode = DecodeWorkerCore(configuration: decodeConfiguration(configuration), naming: naming)
         }
     }
-
-    private var naming: SimulatedNaming { SimulatedNaming() }
 
     private func prefillConfiguration(_ simulation: SimulationConfiguration) -> PrefillConfiguration {
         var result = PrefillConfiguration(

@@ -91,7 +91,7 @@ extension ClusterSimulation {
         node.busySeconds += time.seconds
         if configuration.profile.sharesMachine { paceOthers(than: node) }
         let outcomes = node.engine.run(
-            step.batch, length: { jobs[$0]?.request.length },
+            step.batch, length: { jobs[$0]?.request.length }, owner: { owner(of: $0) },
             complain: { fail("\(node.id): \($0)") })
         mark(node.index, UInt64(step.batch.entries.count))
         note(node.id.name, "step of \(step.batch.entries.count) jobs, \(step.batch.tokenCount) tokens")

@@ -77,6 +77,8 @@ public struct SimulationConfiguration: Sendable {
     public var reservation: PeakReservation?
     /// Every core audits itself, and the engine reads every block, on every step.
     public var audits = false
+    /// How pages are named, by whom they may be shared.
+    var naming = SimulatedNaming()
 
     public init(
         seed: UInt64, workers: [SimulatedWorker], coordinator: CoordinatorConfiguration, profile: CostProfile,
@@ -106,6 +108,9 @@ public struct SimulatedRequest: Hashable, Sendable {
     public var stopAfter: Int?
     /// The client leaves this long after its arrival.
     public var cancelAfter: TimeSpan?
+    /// By when the client would like its first token, and by when the whole answer must be there.
+    public var due: TimeSpan?
+    public var deadline: TimeSpan?
 
     public init(arrival: Instant, tenant: TenantID, prompt: [TokenID], length: Int, maxTokens: Int) {
         self.arrival = arrival

@@ -79,6 +79,23 @@ import Testing
         #expect(step(&engine, [5], at: 4, [0]).count == 1)
     }
 
+    @Test func theEngineNoticesABlockOfAnotherTenant() {
+        let jobs = (1...3).map { TransferID(job: JobID(high: 1, low: $0), attempt: .first) }
+        var engine = SimulatedEngine(blockCount: 4, blockTokens: 2, readsEverything: true)
+        var complaints: [String] = []
+        for (job, tokens, start) in [(0, [1, 2], 0), (1, [5], 2), (2, [5], 2)] {
+            let entry = StepEntry(
+                transfer: jobs[job], tokens: tokens.map { TokenID(UInt32($0)) }, startPosition: start,
+                blockTable: [BlockSlot(0), BlockSlot(UInt32(1 + job))], sample: nil)
+            // Jobs 1 and 2 are of one tenant, the third is not.
+            _ = engine.run(
+                StepBatch(entries: [entry]), length: { _ in nil }, owner: { $0.low == 3 ? 7 : 8 },
+                complain: { complaints.append($0) })
+            #expect(complaints.count == (job == 2 ? 1 : 0))
+        }
+        #expect(complaints.first?.contains("another tenant") == true)
+    }
+
     @Test func logarithmAndExponentialAgreeWithTheSystems() {
         for x in [1e-12, 0.001, 0.5, 0.999999, 1, 1.5, 2, 3.7, 1e6, 1e300] {
             #expect(abs(Draws.logarithm(x) - log(x)) <= 1e-13 * max(abs(log(x)), 1), "\(x)")

@@ -30,7 +30,8 @@ import Testing
             "job.recovered", "job.requeued", "job.stop", "job.length", "fault.clockForward.worker.busy",
             "fault.clockForward.coordinator.busy", "fault.clockBack.worker.busy", "fault.clockBack.coordinator.busy",
             "fault.suspend.worker.busy", "fault.suspend.coordinator", "message.lost", "pages.reordered",
-            "pool.evicted", "reserve.refused.noMemory",
+            "pool.evicted", "reserve.refused.noMemory", "prompt.precedes", "prompt.relieved",
+            "job.failed.deadline_exceeded",
         ] {
             #expect(happened[fault, default: 0] > 0, "never: \(fault)")
         }
@@ -130,6 +131,18 @@ import Testing
             if result.failure != nil { caught += 1 }
         }
         #expect(caught >= 15)
+    }
+
+    /// Prompts are shared between tenants, so that pages would be if their names did not keep them apart.
+    @Test func pagesThatTenantsShareAreFoundOut() {
+        var caught = 0
+        for seed in UInt64(1)...30 {
+            let result = SafetyRun.run(seed: seed, trace: nil, change: { $0.naming.ignoresTenants = true })
+            guard let failure = result.failure else { continue }
+            #expect(failure.contains("another tenant"), "seed \(seed): \(failure)")
+            caught += 1
+        }
+        #expect(caught >= 5, "\(caught)")
     }
 
     /// A token too many, a token too few, or another one: the client's check says so.
