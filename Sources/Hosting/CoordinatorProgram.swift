@@ -40,7 +40,10 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
     public var journal: String?
 
     @Option(help: "Scheduling policy: \(PolicyConfiguration.names.joined(separator: ", ")).")
-    public var policy: String = "fair-mlfq"
+    public var policy: String = PolicyConfiguration.standardName
+
+    @Option(help: "Constants of the policy, e.g. \"theta=1000,base-quantum-us=20000\": \(PolicySetting.names).")
+    public var policySettings: String = ""
 
     @Option(help: "Of the policies rpm and rpm-queue: requests of one tenant in any minute.")
     public var policyRequestsPerMinute: Int = 30
@@ -133,6 +136,7 @@ public struct CoordinatorFlags: ParsableArguments, Sendable {
                 field: "policy-requests-per-minute", blast: .process)
         }
         configuration.policy.requestsPerMinute = policyRequestsPerMinute
+        try configuration.policy.apply(policySettings)
         configuration.kvPath = path
         configuration.blockTokens = blockTokens
         configuration.placement.localPrefillThreshold = localPrefillTokens

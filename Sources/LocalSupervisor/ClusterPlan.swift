@@ -12,6 +12,8 @@ public struct ClusterPlan: Sendable {
     public var relayPort: UInt16
     public var workers: WorkerCounts
     public var policy: String
+    /// Constants of the policy, as the coordinator reads them.
+    public var policySettings: String?
     public var kvPath: String
     public var kvType: String
     /// What 16- and 32-bit matrices become while workers load them: none, q8_0, q4_0.
@@ -48,7 +50,8 @@ public struct ClusterPlan: Sendable {
     public init(
         programs: String, modelPath: String, modelName: String? = nil, host: String = "127.0.0.1",
         httpPort: UInt16, controlPort: UInt16, relayPort: UInt16, workers: WorkerCounts, policy: String = "fair-mlfq",
-        requestsPerMinute: Int = 30, kvPath: String = "auto", kvType: String = "bf16", quantize: String = "none",
+        policySettings: String? = nil, requestsPerMinute: Int = 30, kvPath: String = "auto", kvType: String = "bf16",
+        quantize: String = "none",
         packedCache: String = "auto",
         blockTokens: Int = 16, blocks: Int = 0,
         threadsPerWorker: Int = 1, batchJobsMax: Int = 32, swapBytes: Int = 0, localPrefillTokens: Int = 64,
@@ -67,6 +70,7 @@ public struct ClusterPlan: Sendable {
         self.relayPort = relayPort
         self.workers = workers
         self.policy = policy
+        self.policySettings = policySettings
         self.requestsPerMinute = requestsPerMinute
         self.kvPath = kvPath
         self.kvType = kvType
@@ -122,6 +126,7 @@ public struct ClusterPlan: Sendable {
             "\(localPrefillTokens)", "--prefill-window", "\(prefillWindow)", "--relief-wait-ms", "\(reliefWaitMs)",
             "--log-level", logLevel,
         ]
+        if let policySettings { arguments += ["--policy-settings", policySettings] }
         if let modelName { arguments += ["--model-name", modelName] }
         if let apiKeysFile { arguments += ["--api-keys", apiKeysFile] }
         if let tenants { arguments += ["--tenants", tenants] }

@@ -36,6 +36,9 @@ struct ClusterFlags: ParsableArguments {
     @Option(help: "Scheduling policy: \(PolicyConfiguration.names.joined(separator: ", ")).")
     var policy: String?
 
+    @Option(help: "Constants of the policy, e.g. \"theta=1000,base-quantum-us=20000\": \(PolicySetting.names).")
+    var policySettings: String?
+
     @Option(help: "Of the policies rpm and rpm-queue: requests of one tenant in any minute (default: 30).")
     var policyRequestsPerMinute: Int?
 
@@ -132,6 +135,10 @@ struct ClusterFlags: ParsableArguments {
         let localPrefill = try resolver.integer(
             "local-prefill-tokens", flag: localPrefillTokens, standard: 64, in: 0...(1 << 20))
         let shared = max(1, ProcessInfo.processInfo.activeProcessorCount / workers)
+        let policy = try resolver.choice(
+            "policy", flag: policy, standard: PolicyConfiguration.standardName, from: PolicyConfiguration.names)
+        let settings = resolver.optionalText("policy-settings", flag: policySettings)
+        try Self.checkSettings(settings, of: policy)
         return ClusterPlan(
             programs: try Self.programsFolder(),
             modelPath: URL(fileURLWithPath: model).standardizedFileURL.path,
@@ -139,8 +146,7 @@ struct ClusterFlags: ParsableArguments {
             host: resolver.text("host", flag: host, standard: "127.0.0.1"),
             httpPort: checkPorts ? try FreePort.resolve(port, name: "port") : UInt16(clamping: port),
             controlPort: try FreePort.any(), relayPort: try FreePort.any(), workers: counts,
-            policy: try resolver.choice(
-                "policy", flag: policy, standard: "fair-mlfq", from: PolicyConfiguration.names),
+            policy: policy, policySettings: settings,
             requestsPerMinute: try resolver.integer(
                 "policy-requests-per-minute", flag: policyRequestsPerMinute, standard: 30, in: 1...100_000),
             kvPath: try resolver.choice(
@@ -170,6 +176,12 @@ struct ClusterFlags: ParsableArguments {
             logLevel: try resolver.choice(
                 "log-level", flag: logLevel, standard: "info",
                 from: ["trace", "debug", "info", "notice", "warning", "error"]))
+    }
+
+    /// What the coordinator would refuse, before anything is started.
+    private static func checkSettings(_ settings: String?, of policy: String) throws {
+        guard let settings, var configuration = PolicyConfiguration(named: policy) else { return }
+        do { try configuration.apply(settings) } catch { throw CLIError(error.message) }
     }
 
     /// A path that means the same in every process, or one of the words that stand for none.

@@ -64,7 +64,9 @@ struct SettingResolver {
         }
     }
 
-    static let optional: Set<String> = ["model-name", "api-keys", "tenants", "tls-certificate", "tls-key"]
+    static let optional: Set<String> = [
+        "model-name", "policy-settings", "api-keys", "tenants", "tls-certificate", "tls-key",
+    ]
 
     private mutating func record(_ name: String, _ value: String, _ origin: SettingOrigin) -> String {
         trail.removeAll { $0.name == name }
