@@ -25,7 +25,9 @@ struct SimulateCommand: ParsableCommand {
     @Option(help: "Decode workers.") var decode: Int = 1
     @Option(help: "Mixed workers, which do both.") var mixed: Int = 0
     @Option(help: ArgumentHelp("Scheduling policy.", valueName: "name"))
-    var policy: String = "fair"
+    var policy: String = PolicyConfiguration.standardName
+    @Option(help: "Constants of the policy, as `tandem up` takes them: \(PolicySetting.names).")
+    var policySettings: String = ""
     @Option(help: ArgumentHelp("Cost model: a name, or a file of `tandem profile`.", valueName: "name|file"))
     var profile: String = "a100-opt13b"
     @Option(help: "Requests per second; 0: all at once.") var rate: Double = 1
@@ -42,6 +44,11 @@ struct SimulateCommand: ParsableCommand {
     @Option(help: "Tokens that a decoding worker's host tier holds; 0: none.") var swapTokens: Int = 0
     @Option(help: "Tokens of one block.") var blockTokens: Int = 16
     @Option(help: "Prefill on the decode worker below this many uncached tokens; 0: never.") var localPrefill: Int = 0
+    @Option(help: "As `tandem up` takes it, which has 200; 0: decode workers take no long prompts.")
+    var reliefWaitMs: Int = 0
+    @Option(help: "As `tandem up` takes it, which has 300; 0: no limit.") var stepStretchPercent: Int = 0
+    @Option(help: "Jobs that a prefill worker is given at once; `tandem up` has 2 (default: 4).")
+    var prefillWindow: Int?
     @Option(help: "TTFT that a request must meet to count for goodput, in seconds.") var sloTtft: Double = 2
     @Option(help: "TPOT that a request must meet to count for goodput, in seconds.") var sloTpot: Double = 0.2
     @Option(help: "First seed.") var seed: UInt64 = 1
@@ -70,10 +77,7 @@ struct SimulateCommand: ParsableCommand {
     @Option(help: "A line that kept tables carry, say of the commit.") var note: String?
 
     func validate() throws {
-        guard PolicyConfiguration(named: policy) != nil else {
-            let names = PolicyConfiguration.names + PolicyConfiguration.clairvoyantNames
-            throw ValidationError("--policy: \(policy) is none of \(names.joined(separator: ", "))")
-        }
+        _ = try policyConfiguration()
         _ = try ProfileFile.named(profile)
         guard ArrivalProcess(arrivals) != nil else {
             throw ValidationError("--arrivals: \(arrivals) is not of the form \(ArrivalProcess.forms)")
@@ -89,7 +93,8 @@ struct SimulateCommand: ParsableCommand {
             ("prefill", prefill, 0), ("decode", decode, 0), ("mixed", mixed, 0), ("tenants", tenants, 1),
             ("jobs", jobs ?? 1, 1), ("batch", batch ?? 1, 1), ("step-tokens", stepTokens ?? 1, 1),
             ("kv-tokens", kvTokens ?? 1, 1), ("block-tokens", blockTokens, 1), ("local-prefill", localPrefill, 0),
-            ("swap-tokens", swapTokens, 0),
+            ("swap-tokens", swapTokens, 0), ("relief-wait-ms", reliefWaitMs, 0),
+            ("step-stretch-percent", stepStretchPercent, 0), ("prefill-window", prefillWindow ?? 1, 1),
         ]
         for (name, value, least) in counts where !(least...100_000_000).contains(value) {
             throw ValidationError("--\(name): \(value) is outside \(least) to 100000000")

@@ -71,8 +71,12 @@ extension SimulateCommand {
     func publish(_ plain: ComparisonTable, as name: String) throws {
         var table = plain
         if let note { table.method.append(note) }
-        Terminal.say(Terminal.table(ComparisonTable.header, table.cells))
-        Terminal.say("\(table.held) of \(table.judged) judged rows hold")
+        if json != "-" {
+            Terminal.say(Terminal.table(ComparisonTable.header, table.cells))
+            Terminal.say("\(table.held) of \(table.judged) judged rows hold")
+        }
+        // Of several tables in one run the file has the last; --out has each.
+        if let json { try write(Self.json(table), to: json) }
         guard let out else { return }
         try FileManager.default.createDirectory(atPath: out, withIntermediateDirectories: true)
         try table.markdown.write(toFile: "\(out)/\(name).md", atomically: true, encoding: .utf8)

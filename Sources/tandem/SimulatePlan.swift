@@ -73,7 +73,7 @@ extension SimulateCommand {
     /// Clusters of 10 workers up to the largest, a thousand jobs per worker, at 0.7 of what the cost
     /// model allows.
     func runScale() throws {
-        var rows: [[String]] = []
+        var (rows, views) = ([[String]](), [JSONValue]())
         for count in [10, 30, 100, 300, 1000, 3000, 10_000] where count <= workers {
             var shape = shape
             shape.prefill = max(count / 5, 1)
@@ -92,7 +92,8 @@ extension SimulateCommand {
                     .init(prefill: shape.prefill, decode: shape.decode, mixed: 0, stepTokens: 2048, batch: 64))
             Terminal.complain("\(count) workers, \(workload.jobs) jobs")
             let started = ContinuousClock.now
-            let report = WorkloadRun.run(shape, workload, seed: seed, objective: objective)
+            let report = WorkloadRun.run(
+                shape, workload, seed: seed, objective: objective, progress: progress("\(count) workers: "))
             let elapsed = max((ContinuousClock.now - started).seconds, 1e-9)
             if let failure = report.failure { throw ServingError(.internalError, "seed \(seed): \(failure)") }
             rows.append([
@@ -102,10 +103,23 @@ extension SimulateCommand {
                 String(format: "%.1f", elapsed / Double(max(report.finished, 1)) * 1e6), Self.peakMemory(),
                 Decimals.short(report.timeToFirstToken.mean),
             ])
+            views.append(Self.json(report, workers: count, seconds: elapsed))
+            if json == "-" { continue }
             Terminal.say(
                 Terminal.table(
                     ["WORKERS", "JOBS", "EVENTS", "SECONDS", "EVENTS/S", "JOBS/S", "US/JOB", "PEAK MEMORY", "TTFT S"],
                     rows))
         }
+        if let json { try write(.array(views), to: json) }
+    }
+
+    private static func json(_ report: WorkloadReport, workers: Int, seconds: Double) -> JSONValue {
+        .object(
+            JSONObject([
+                ("workers", .integer(Int64(workers))), ("jobs", .integer(Int64(report.finished))),
+                ("events", .integer(Int64(clamping: report.events))), ("seconds", .number(seconds)),
+                ("peak_memory", .string(peakMemory())), ("mean_ttft_s", .number(report.timeToFirstToken.mean)),
+                ("digest", .string(String(report.digest, radix: 16))),
+            ]))
     }
 }

@@ -1,3 +1,4 @@
+import ArgumentParser
 import BoundedJSON
 import Foundation
 import Scheduling
@@ -9,15 +10,9 @@ import Simulation
 extension SimulateCommand {
     func runWorkload() throws {
         let (shape, workload) = (shape, try workload())
-        let interactive = isatty(STDERR_FILENO) == 1
         let started = ContinuousClock.now
         let report = WorkloadRun.run(
-            shape, workload, seed: seed,
-            objective: objective, keepsRecords: out != nil,
-            progress: interactive
-                ? { jobs, seconds, events in
-                    Terminal.complain("\(jobs) jobs, \(Int(seconds)) virtual s, \(events) events")
-                } : nil)
+            shape, workload, seed: seed, objective: objective, keepsRecords: out != nil, progress: progress())
         let elapsed = max((ContinuousClock.now - started).seconds, 1e-9)
         if let failure = report.failure { throw ServingError(.internalError, "seed \(seed): \(failure)") }
         let view = WorkloadView(report: report, objective: (sloTtft, sloTpot))
@@ -37,6 +32,14 @@ extension SimulateCommand {
                 Double(report.jobs) / elapsed, Self.peakMemory()))
     }
 
+    /// For runs of many events; `what` says which of several.
+    func progress(_ what: String = "") -> (Int, Double, UInt64) -> Void {
+        let progress = SimulateProgress()
+        return { jobs, seconds, events in
+            progress.tell("\(what)\(jobs) jobs, \(Int(seconds)) virtual s, \(events) events")
+        }
+    }
+
     var objective: ServiceObjective { ServiceObjective(timeToFirstToken: sloTtft, timePerToken: sloTpot) }
 
     func save(_ plots: [(name: String, plot: SVGPlot)], to folder: String) throws {
@@ -49,22 +52,28 @@ extension SimulateCommand {
     /// Goodput against the arrival rate.
     func runRates(_ rates: [Double]) throws {
         var points: [(rate: Double, goodput: Double)] = []
-        var rows: [[String]] = []
+        var (rows, views) = ([[String]](), [JSONValue]())
         for rate in rates {
             Terminal.complain("\(rate) requests per second")
             var workload = try workload()
             workload.rate = rate
-            let report = WorkloadRun.run(shape, workload, seed: seed, objective: objective)
+            let report = WorkloadRun.run(
+                shape, workload, seed: seed, objective: objective, progress: progress("\(rate)/s: "))
+            if let failure = report.failure { throw ServingError(.internalError, "seed \(seed): \(failure)") }
             points.append((rate, report.goodput))
+            views.append(WorkloadView(report: report, objective: (sloTtft, sloTpot)).json(atRate: rate))
             rows.append(
                 [
                     rate, report.goodput, report.timeToFirstToken.mean, report.timeToFirstToken.p95,
                     report.timePerToken.mean, report.completion.mean, report.normalized.mean,
                 ].map(Decimals.short))
         }
-        Terminal.say(
-            Terminal.table(
-                ["RATE", "GOODPUT", "TTFT MEAN S", "TTFT P95 S", "TPOT MEAN S", "JCT MEAN S", "S/TOKEN"], rows))
+        if json != "-" {
+            Terminal.say(
+                Terminal.table(
+                    ["RATE", "GOODPUT", "TTFT MEAN S", "TTFT P95 S", "TPOT MEAN S", "JCT MEAN S", "S/TOKEN"], rows))
+        }
+        if let json { try write(.array(views), to: json) }
         if let out { try save([("goodput", WorkloadPlots.goodput(points))], to: out) }
     }
 
@@ -72,12 +81,24 @@ extension SimulateCommand {
         var shape = ClusterShape()
         (shape.prefill, shape.decode, shape.mixed) = (prefill, decode, mixed)
         shape.profile = (try? ProfileFile.named(profile)) ?? .a100OPT13B
-        shape.policy = PolicyConfiguration(named: policy) ?? PolicyConfiguration()
+        shape.policy = (try? policyConfiguration()) ?? PolicyConfiguration()
         shape.blockTokens = blockTokens
         (shape.batchJobsMax, shape.stepTokensMax, shape.poolTokens) = (batch, stepTokens, kvTokens)
         shape.localPrefillThreshold = localPrefill
         shape.swapTokens = swapTokens
+        if reliefWaitMs > 0 { shape.relief = .init(wait: .milliseconds(Int64(reliefWaitMs))) }
+        if stepStretchPercent > 0 { shape.stepStretch = Double(stepStretchPercent) / 100 }
+        shape.prefillWindowJobs = prefillWindow
         return shape
+    }
+
+    func policyConfiguration() throws -> PolicyConfiguration {
+        guard var configuration = PolicyConfiguration(named: policy) else {
+            let names = PolicyConfiguration.names + PolicyConfiguration.clairvoyantNames
+            throw ValidationError("--policy: \(policy) is none of \(names.joined(separator: ", "))")
+        }
+        do { try configuration.apply(policySettings) } catch { throw ValidationError("--\(error.message)") }
+        return configuration
     }
 
     func workload() throws -> Workload {
@@ -152,7 +173,11 @@ struct WorkloadView {
 
     private static func number(_ value: Double) -> String { String(format: "%.4g", value) }
 
-    var json: JSONValue {
+    var json: JSONValue { .object(JSONObject(members)) }
+
+    func json(atRate rate: Double) -> JSONValue { .object(JSONObject([("rate", .number(rate))] + members)) }
+
+    private var members: [(String, JSONValue)] {
         let integer = { (value: UInt64) in JSONValue.integer(Int64(clamping: value)) }
         var members: [(String, JSONValue)] = [
             ("jobs", .integer(Int64(report.jobs))), ("finished", .integer(Int64(report.finished))),
@@ -175,7 +200,7 @@ struct WorkloadView {
                 .object(JSONObject(report.utilisation.map { ($0.role.rawValue, .number($0.share)) }))
             ))
         members.append(("tenants", .array(report.tenants.map(Self.json))))
-        return .object(JSONObject(members))
+        return members
     }
 
     private static func json(_ spread: Spread) -> JSONValue {

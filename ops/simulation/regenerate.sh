@@ -30,12 +30,12 @@ for part in $parts; do
             "$tandem" simulate --surpass --traces "$traces" --seed 11 --seeds 3 --out "$out" --note "$note" >/dev/null ;;
         plan)
             {
-                "$tandem" simulate --plan --budget 8 --slo-ttft 0.2 --slo-tpot 0.03 --input lognormal:700:1 \
+                "$tandem" simulate --plan --budget 8 --policy fair --slo-ttft 0.2 --slo-tpot 0.03 --input lognormal:700:1 \
                     --output lognormal:200:0.8
                 echo "$note"
             } > "$out/plan.txt" ;;
         scale)
-            { "$tandem" simulate --scale | tail -n 6; echo "seed 1; $note"; } > "$out/scale.new"
+            { "$tandem" simulate --scale --policy fair | tail -n 6; echo "seed 1; $note"; } > "$out/scale.new"
             mv "$out/scale.new" "$out/scale.txt" ;;
         *) echo "regenerate.sh: $part is none of vtc, fastserve, surpass, plan, scale" >&2; exit 64 ;;
     esac
