@@ -97,6 +97,35 @@ struct EnginePropertyTests {
         }
     }
 
+    /// Property 10: tenants take slots from each other at most once per slot while their counters move apart by theta, so
+    /// that theta bounds what goes to and from the host tier.
+    @Test(arguments: [60, 120])
+    func tenantsTakeSlotsFromEachOtherNoOftenerThanThetaAllows(theta: Int64) {
+        func taken(theta: Int64, slots: Int, seed: UInt64) -> (preemptions: Int, units: Int64) {
+            var random = SeededGenerator(seed: seed)
+            let work = (0..<80).map { number in
+                Request(
+                    number: number, tenant: number % 2 == 0 ? "a" : "b", at: 0, input: random.pick(1...30),
+                    output: random.pick(20...60))
+            }
+            var subject = engine("fair", slots: slots) { $0.theta = theta }
+            subject.run(work)
+            #expect(subject.completion.count == 80)
+            return (subject.preemptions, subject.units.values.reduce(0, +))
+        }
+        var (all, withoutTheta) = (0, 0)
+        for seed in UInt64(0)..<6 {
+            let slots = 1 + Int(seed % 4)
+            let (preemptions, units) = taken(theta: theta, slots: slots, seed: seed)
+            // Each running job's token counts while the slots are given out.
+            let turns = Double(units) / Double(theta - Int64(4 * slots))
+            #expect(Double(preemptions) <= Double(slots) * (turns + 1), "seed \(seed), \(slots) slots")
+            all += preemptions
+            withoutTheta += taken(theta: 0, slots: slots, seed: seed).preemptions
+        }
+        #expect(all > 20 && withoutTheta > 4 * all, "\(all) with theta, \(withoutTheta) without")
+    }
+
     /// Property 19: whatever was predicted, the final charge is the real cost, cancelled jobs included.
     @Test(arguments: ["vtc-predict", "vtc-oracle"])
     func aWrongPredictionIsSettledToTheToken(name: String) {
