@@ -24,7 +24,8 @@ struct CommandLine {
         defer { try? FileManager.default.removeItem(at: file) }
         let output = try FileHandle(forWritingTo: file)
         process.executableURL = Paths.products.appendingPathComponent("tandem")
-        process.arguments = arguments + (["doctor", "demo"].contains(arguments.first) ? [] : ["--state", state.path])
+        let isStateless = ["doctor", "demo", "simulate"].contains(arguments.first)
+        process.arguments = arguments + (isStateless ? [] : ["--state", state.path])
         process.standardInput = FileHandle.nullDevice
         process.standardOutput = output
         process.standardError = output
@@ -226,6 +227,55 @@ extension ClusterSuites {
             #expect(try tandem.run(["up", "--model", "/nonexistent"], expecting: 1).contains("/nonexistent"))
             #expect(try tandem.run(["submit", "x", "--url", "nonsense"], expecting: 1).contains("nonsense"))
             #expect(try tandem.run(["down"], expecting: 1).contains("nothing to stop"))
+        }
+
+        /// Both forms of recorded requests, prefixes by their hash ids, and twice the same bytes.
+        @Test func theSimulatorReadsTracesAndGivesTheSameBytesTwice() throws {
+            let tandem = CommandLine()
+            defer { tandem.tearDown() }
+            try FileManager.default.createDirectory(at: tandem.state, withIntermediateDirectories: true)
+            let trace = tandem.state.appendingPathComponent("trace.jsonl")
+            let prefixed = (0..<3).map {
+                #"{"timestamp": \#($0 * 10_000), "input_length": 1100, "output_length": 4, "hash_ids": [7, 8]}"#
+            }
+            let plain = #"{"arrival_s": 40.5, "tenant": 3, "input_tokens": 20, "output_tokens": 6}"#
+            try Data((prefixed + [plain]).joined(separator: "\n").utf8).write(to: trace)
+            let results = try ["one", "two"].map { name -> Data in
+                let file = tandem.state.appendingPathComponent("\(name).json")
+                try tandem.run(
+                    ["simulate", "--trace-file", trace.path, "--json", file.path, "--policy-settings", "theta=500"])
+                return try Data(contentsOf: file)
+            }
+            #expect(results[0] == results[1])
+            let report = try JSON.parse([UInt8](results[0]))
+            #expect(report["finished"]?.intValue == 4 && report["cached_tokens"]?.intValue == 2 * 1024)
+            let tenants = report["tenants"]?.arrayValue?.compactMap { $0["tenant"]?.stringValue }
+            #expect(tenants == ["default", "tenant-003"])
+            try Data("\(plain)\n{}".utf8).write(to: trace)
+            #expect(try tandem.run(["simulate", "--trace-file", trace.path], expecting: 1).contains("line 2"))
+        }
+
+        @Test func goodputIsToldAsATableAsJSONAndAsAPlot() throws {
+            let tandem = CommandLine()
+            defer { tandem.tearDown() }
+            try FileManager.default.createDirectory(at: tandem.state, withIntermediateDirectories: true)
+            let file = tandem.state.appendingPathComponent("rates.json")
+            let table = try tandem.run(
+                ["simulate", "--rates", "1,4", "--jobs", "40", "--json", file.path, "--out", tandem.state.path])
+            #expect(table.contains("GOODPUT"))
+            let rates = try JSON.parse([UInt8](Data(contentsOf: file))).arrayValue ?? []
+            #expect(rates.map { $0["rate"]?.doubleValue } == [1, 4])
+            #expect(rates.allSatisfy { $0["goodput"]?.doubleValue ?? 0 > 0 && $0["finished"]?.intValue == 40 })
+            let plot = try String(contentsOf: tandem.state.appendingPathComponent("goodput.svg"), encoding: .utf8)
+            #expect(plot.contains("offered") && plot.contains("</svg>"))
+            for (flag, value, word) in [
+                ("--policy-settings", "theta=x", "theta"), ("--policy-settings", "zeta=1", "zeta"),
+                ("--policy", "best", "best"),
+            ] {
+                #expect(try tandem.run(["simulate", flag, value], expecting: 64).contains(word))
+            }
+            let wrong = ["up", "--model", Paths.model, "--policy-settings", "levels=0"]
+            #expect(try tandem.run(wrong, expecting: 1).contains("levels"))
         }
 
         /// Linux lists a process's children under its main thread and under the thread that made them.
