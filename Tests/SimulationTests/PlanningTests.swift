@@ -49,6 +49,21 @@ import Testing
         #expect(LeastSquares.relative([], []) == nil)
     }
 
+    /// Equal dominant shares: as great as the fuller role allows, by what full steps cost.
+    @Test func theFluidOptimumOfTwoRolesFillsOneOfThem() {
+        func fluid(_ mix: TwoRoles.Mix) -> FluidRoles {
+            FluidRoles(profile: .a100OPT13B, batch: 64, stepTokens: 2048, mix: mix)
+        }
+        let toy = fluid(.toy)
+        // 1500 tokens: their part of a step's base, what each costs, and their squares.
+        #expect(abs(toy.long.prefill - (18.103 * 1500 / 2048 + 0.10191 * 1500 + 7.122e-6 * 1500 * 1500) / 1000) < 1e-9)
+        #expect(abs(toy.talkative.token - (19.935 / 64 + 6.269e-4 * 264 + 0.03851) / 1000) < 1e-9)
+        #expect(abs(toy.decodeUtilised - 1) < 1e-9 && (0.93...0.94).contains(toy.prefillUtilised))
+        #expect((0.90...0.91).contains(toy.share))
+        let balanced = fluid(.balanced)
+        #expect(abs(balanced.prefillUtilised - 1) < 1e-9 && (0.99...1).contains(balanced.decodeUtilised))
+    }
+
     @Test func workersOfOneMachineSlowEachOtherDown() {
         var workload = Workload()
         workload.jobs = 20
