@@ -40,13 +40,9 @@ extension Coordinator {
         let weight = policy.weight(of: job.tenant)
         let everybody = policy.waitingWeight
         guard everybody > weight else { return false }
-        let quota = BridgeQuota(blocks: configuration.bridgeBlocks ?? 2 * windowBlocks * livingPrefillWorkers)
+        let quota = BridgeQuota(blocks: configuration.bridgeBlocks ?? 2 * windowBlocks * workers.prefillCount)
         return !quota.admits(
             more: bridgeUnits(job.sequenceTokens), jobs: record.bridgeJobs, held: record.bridgeUnits, weight: weight,
             waitingWeight: everybody)
-    }
-
-    private var livingPrefillWorkers: Int {
-        workers.lanes.reduce(0) { $0 + ($1.role == .prefill ? 1 : 0) }
     }
 }

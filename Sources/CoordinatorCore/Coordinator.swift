@@ -27,7 +27,7 @@ public struct Coordinator: Sendable {
     var holds = KeyedHeap<JobID, JobTimer>()
     var ended = EndedJobs()
 
-    var workers = WorkerTable()
+    var workers: WorkerTable
     var inhibitions: [WorkerID: Inhibition] = [:]
     /// Oldest first, at most `workersMax`.
     var suspicions: [Suspicion] = []
@@ -52,6 +52,7 @@ public struct Coordinator: Sendable {
         placement = PlacementPolicy(configuration.placement)
         policy = SchedulingPolicy(configuration.policy)
         index = PrefixIndex(entriesMax: configuration.indexedPagesMax)
+        workers = WorkerTable(LaneRules(configuration))
     }
 
     /// Takes one event and says what is to be done, in order. Time never runs backwards here: an
@@ -78,7 +79,7 @@ public struct Coordinator: Sendable {
     // MARK: Small tools
 
     mutating func send(_ worker: WorkerRef, _ message: Message) {
-        workers.change(worker.id) { $0.lastSent = now }
+        workers.amend(worker.id) { $0.lastSent = now }
         actions.append(.send(worker, message))
     }
 
@@ -123,10 +124,14 @@ public struct Coordinator: Sendable {
         tenants[tenant]?.running -= change
     }
 
-    /// Looks at the job no later than at its dispatch's due instant or its deadline.
+    /// Looks at the job no later than at its dispatch's due instant or its deadline. A timer that is set
+    /// for earlier stays: when it fires it is set anew, and due instants mostly move on before that.
     mutating func setTimer(_ id: JobID) {
-        let timer = jobs.read(id) { job in
-            JobTimer(at: job.dispatch.map { min($0.due, job.deadline) } ?? job.deadline, sequence: job.sequence)
+        let timer = jobs.changeOptional(id) { job -> JobTimer? in
+            let at = job.dispatch.map { min($0.due, job.deadline) } ?? job.deadline
+            guard at < job.timerAt else { return nil }
+            job.timerAt = at
+            return JobTimer(at: at, sequence: job.sequence)
         }
         if let timer { jobTimers.set(id, to: timer) }
     }

@@ -9,6 +9,7 @@ extension Coordinator {
     /// only for tenants within theta; they are looked at again where others went.
     mutating func placeWaiting() {
         (mayPlace, isClaimed) = (false, false)
+        workers.settle()
         var again = true
         while again {
             again = placeRound()
@@ -44,138 +45,6 @@ extension Coordinator {
         return stoodBack && went
     }
 
-    enum Verdict {
-        case pair(WorkerRef, WorkerRef)
-        case local(WorkerRef)
-        /// Until some worker has room.
-        case wait
-        /// Only this job cannot go: the workers with room have refused it.
-        case hold
-        case never(ServingError)
-    }
-
-    private func place(_ job: Job) -> Verdict {
-        let blocks = blocksNeeded(job.sequenceTokens + 1)
-        let prefixes = index.prefixLengths(of: job.names)
-        let sinks = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0 != .prefill }
-        if sinks.able == 0, sinks.registered > 0 { return .never(tooLong(job, blocks: blocks)) }
-        guard !sinks.open.isEmpty else { return sinks.refused > 0 && sinks.busy == 0 ? .hold : .wait }
-        let sources = candidates(for: job, blocks: blocks, prefixes: prefixes) { $0 == .prefill }
-        let request = PlacementRequest(
-            sequenceTokens: job.sequenceTokens, bytesPerToken: bytesPerToken,
-            localOnly: sources.living == 0 || job.transferFailures >= configuration.transferFailuresBeforeLocal)
-        switch placement.place(request, prefill: sources.open, decode: sinks.open, costs: costs) {
-        case .pair(let prefill, let decode): return .pair(prefill, decode)
-        case .local(let worker): return .local(worker)
-        case .none:
-            if let worker = relief(for: job, sources: sources, sinks: sinks) { return .local(worker) }
-            return sources.refused > 0 && sources.busy == 0 ? .hold : .wait
-        }
-    }
-
-    /// Workers of one kind, by what they can do for a job.
-    struct Candidates {
-        /// With room now, those left out that another one stands for.
-        var open: [PlacementCandidate] = []
-        var front = Front()
-        /// Registered; of them, those whose pool could hold the job at all; of these, those in health.
-        var registered = 0
-        var able = 0
-        var living = 0
-        /// Living, but refused this job, or without room.
-        var refused = 0
-        var busy = 0
-        /// Full workers that may still be looked at for residents that the job would displace.
-        var looks = 8
-    }
-
-    private func candidates(
-        for job: Job, blocks: Int, prefixes: PrefixLengths, where suits: (WorkerRole) -> Bool
-    ) -> Candidates {
-        var result = Candidates()
-        let isPlain =
-            prefixes.longest == 0 && inhibitions.isEmpty && job.unfit.isEmpty && job.refusedBy.isEmpty
-            && job.avoided.isEmpty
-        for position in 0..<workers.count {
-            let lane = workers.lanes[position]
-            guard suits(lane.role) else { continue }
-            result.registered += 1
-            if isPlain, lane.blockCount >= blocks, result.front.covers(lane.queuedTokens, lane.jobs, lane.role) {
-                // Another one stands for it, whether it has room or not.
-                result.able += 1
-                if lane.isReady { result.living += 1 }
-            } else {
-                consider(position, job, blocks, prefixes, &result)
-            }
-        }
-        return result
-    }
-
-    private func consider(
-        _ position: Int, _ job: Job, _ blocks: Int, _ prefixes: PrefixLengths, _ result: inout Candidates
-    ) {
-        let id = workers.names[position]
-        guard workers.all[position].register.blockCount >= blocks,
-            job.unfit.isEmpty || !job.unfit.contains(id)
-        else { return }
-        result.able += 1
-        guard workers.all[position].state == .ready, !isInhibited(id) else { return }
-        result.living += 1
-        if !job.refusedBy.isEmpty, job.refusedBy.contains(id) {
-            result.refused += 1
-            return
-        }
-        let cachedBlocks = prefixes[id]
-        let avoided = !job.avoided.isEmpty && job.avoided.contains(id)
-        let taken = blocksTaken(job, by: workers.all[position].register)
-        guard hasRoom(workers.all[position], job: job, blocks: taken - cachedBlocks, &result.looks) else {
-            result.busy += 1
-            return
-        }
-        let (queued, residents) = (workers.all[position].queuedTokens, workers.all[position].jobs.count)
-        let role = workers.all[position].register.role
-        if cachedBlocks == 0, !avoided, !result.front.admits(queued, residents, role) { return }
-        result.open.append(
-            PlacementCandidate(
-                worker: workers.all[position].ref, role: role, queuedTokens: queued, residentJobs: residents,
-                cachedTokens: cachedBlocks * configuration.blockTokens, avoided: avoided))
-    }
-
-    /// Of workers that differ in nothing but their load, one is enough that no other has less of
-    /// either kind: a placement can never be better on a worker that another one is below.
-    struct Front {
-        private var least: [(queued: Int, residents: Int, role: WorkerRole)] = []
-
-        func covers(_ queued: Int, _ residents: Int, _ role: WorkerRole) -> Bool {
-            least.contains { $0.role == role && $0.queued <= queued && $0.residents <= residents }
-        }
-
-        mutating func admits(_ queued: Int, _ residents: Int, _ role: WorkerRole) -> Bool {
-            if covers(queued, residents, role) { return false }
-            least.append((queued, residents, role))
-            return true
-        }
-    }
-
-    private func hasRoom(_ worker: Worker, job: Job, blocks: Int, _ looks: inout Int) -> Bool {
-        if inhibitions[worker.ref.id] != nil { return worker.jobs.isEmpty }
-        switch worker.register.role {
-        case .prefill:
-            if worker.prefills.isEmpty { return true }
-            if worker.prefills.count < configuration.prefillWindowJobs,
-                worker.queuedTokens + job.sequenceTokens <= configuration.prefillWindowTokens
-            {
-                return true
-            }
-            // One more for whom the others would wait.
-            return worker.prefills.count <= configuration.prefillWindowJobs && precedes(job.id, prefillsOf: worker)
-        case .decode, .mixed:
-            return blocks + growthReserve(of: worker) <= worker.availableBlocks
-                && hasPlace(worker, for: job, blocks: blocks, &looks)
-                && configuration.roomRule?.admits(job.id, on: worker.ref) ?? true
-        }
-    }
-
     /// Whether all prompts that a prefill worker has belong to tenants more than theta ahead of the job's: then it goes
     /// before them.
     func precedes(_ job: JobID, prefillsOf worker: borrowing Worker) -> Bool {
@@ -200,21 +69,6 @@ extension Coordinator {
 
     func blocksNeeded(_ tokens: Int) -> Int {
         (tokens + configuration.blockTokens - 1) / max(configuration.blockTokens, 1)
-    }
-
-    private var bytesPerToken: Double {
-        for position in 0..<workers.count where workers.all[position].register.pageBytes > 0 {
-            let register = workers.all[position].register
-            return Double(register.pageBytes) / Double(max(register.blockTokens, 1))
-        }
-        return 0
-    }
-
-    private func tooLong(_ job: Job, blocks: Int) -> ServingError {
-        ServingError(
-            .contextTooLong,
-            "The sequence has \(job.sequenceTokens) tokens and needs \(blocks) blocks; no worker that decodes can hold"
-                + " so many for one job.", field: "prompt")
     }
 
     // MARK: Sending work

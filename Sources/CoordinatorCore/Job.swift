@@ -11,6 +11,8 @@ struct Job: Sendable {
     var attempt: Attempt
     var phase: Phase = .queued
     var dispatch: Dispatch?
+    /// When the coordinator's timer looks at it.
+    var timerAt = Instant(nanoseconds: .max)
     /// Every output token, appended before it is emitted (design §4).
     var log: [SampledToken]
     var lastTokenAt: Instant?

@@ -66,16 +66,14 @@ extension Coordinator {
         if grew ?? false { wakeHeld() }
     }
 
-    /// Below the residency, or ahead of enough of those who are there. Without a look left at full
-    /// workers, the answer is no.
-    func hasPlace(_ worker: Worker, for job: Job, blocks: Int, _ looks: inout Int) -> Bool {
+    /// Below the residency, or ahead of enough of those who are there.
+    func hasPlace(_ worker: Worker, for job: Job, blocks: Int) -> Bool {
         let jobsMax = worker.register.jobsMax
         if jobsMax > 0, worker.jobs.count >= jobsMax { return false }
         if !isNextForMemory(job.id, of: worker) { return false }
-        let limit = residentsMax(worker)
+        let limit = workers.rules.residentsMax(worker)
         if worker.jobs.count - worker.away.count < limit { return true }
-        guard configuration.policy.preemptsRunning, looks > 0 else { return false }
-        looks -= 1
+        guard configuration.policy.preemptsRunning else { return false }
         return standing(of: job.id, on: worker) < limit && keepsSpare(worker, beside: job, blocks, limit)
     }
 
@@ -101,26 +99,15 @@ extension Coordinator {
             - worker.residents.count
     }
 
-    func residentsMax(_ worker: Worker) -> Int {
-        max(worker.register.batchJobsMax * max(configuration.decodeResidencyPercent, 1) / 100, 1)
-    }
-
-    /// Blocks left for those who run to grow into, `growthBlocks` for each, where there is no host tier and a job
-    /// that comes would otherwise soon be the reason to compute one of them again.
-    func growthReserve(of worker: Worker) -> Int {
-        guard configuration.policy.preemptsRunning, !worker.register.reservesWholeJobs, worker.freeHostPages == 0
-        else { return 0 }
-        let growing = min(worker.residents.count, worker.register.batchJobsMax)
-        return min(growing * max(configuration.growthBlocks, 0), worker.register.blockCount / 8)
-    }
+    /// See `LaneRules.growthReserve`.
+    func growthReserve(of worker: Worker) -> Int { workers.rules.growthReserve(of: worker) }
 
     /// Whether the next waiting job could go to this worker, or could claim memory there.
     mutating func nextWouldGo(to name: WorkerID) -> Bool {
         guard let id = policy.next(at: now), claim?.job != id, let job = jobs[id], let worker = workers[name],
             worker.state == .ready
         else { return false }
-        var looks = 1
-        return hasPlace(worker, for: job, blocks: 0, &looks)
+        return hasPlace(worker, for: job, blocks: 0)
     }
 
     /// Whether the next waiting job may find tenants that are so far ahead of its own that they give it memory of this
@@ -164,24 +151,36 @@ extension Coordinator {
     }
 
     /// The worker where the job would run at once had it the memory, and the blocks it would take there:
-    /// of several the one with the most of them free.
+    /// of several the one with the most of them free. At most `claimLooks` are looked at closely.
     private func worstOff(_ job: Job) -> (worker: Worker, blocks: Int)? {
-        let prefixes = index.prefixLengths(of: job.names)
-        var best: (worker: Worker, blocks: Int)?
-        for worker in workers.all where worker.decodes && worker.state == .ready && !isInhibited(worker.ref.id) {
-            guard !job.unfit.contains(worker.ref.id), !job.refusedBy.contains(worker.ref.id),
-                worker.register.jobsMax == 0 || worker.jobs.count < worker.register.jobsMax
-            else { continue }
-            let blocks = max(blocksTaken(job, by: worker.register) - prefixes[worker.ref.id], 0)
-            guard blocks <= worker.register.blockCount, blocks + growthReserve(of: worker) > worker.availableBlocks
-            else { continue }
-            if let best, best.worker.availableBlocks >= worker.availableBlocks { continue }
-            guard isNextForMemory(job.id, of: worker),
-                standing(of: job.id, on: worker) < worker.register.batchJobsMax
-            else { continue }
-            best = (worker, blocks)
+        let roomiestFirst = lackingRoom(for: job).sorted {
+            $0.available == $1.available ? $0.position < $1.position : $0.available > $1.available
         }
-        return best
+        for place in roomiestFirst.prefix(ResidencyLimits.claimLooks) {
+            let worker = workers.all[place.position]
+            if isNextForMemory(job.id, of: worker), standing(of: job.id, on: worker) < worker.register.batchJobsMax {
+                return (worker, place.blocks)
+            }
+        }
+        return nil
+    }
+
+    /// Workers in health that could take the job at all and have not the memory, with what it would take there.
+    private func lackingRoom(for job: Job) -> [(position: Int, available: Int, blocks: Int)] {
+        let prefixes = index.prefixLengths(of: job.names)
+        let next = blocksNeeded(job.sequenceTokens + 1)
+        var lacking: [(position: Int, available: Int, blocks: Int)] = []
+        for (position, lane) in workers.lanes.enumerated() where lane.decodes && lane.isReady && lane.opening != .shut {
+            guard lane.spareBlocks < next || lane.reservesWholeJobs else { continue }
+            let id = workers.names[position]
+            guard !isInhibited(id), !job.unfit.contains(id), !job.refusedBy.contains(id) else { continue }
+            let taken = lane.reservesWholeJobs ? blocksTaken(job, by: workers.all[position].register) : next
+            let blocks = max(taken - prefixes[id], 0)
+            if blocks <= lane.blockCount, blocks > lane.spareBlocks {
+                lacking.append((position, lane.availableBlocks, blocks))
+            }
+        }
+        return lacking
     }
 
     /// Running jobs that have to rest so that enough can be written out; nil where even so it is not
@@ -275,6 +274,8 @@ extension Coordinator {
         static let recomputingThetas: Int64 = 4
         /// Times that memory is taken for one claim.
         static let displacements = 2
+        /// Workers without memory for a job that are looked at closely, those with the most of it first.
+        static let claimLooks = 32
         /// Of a pool without a host tier, what is left where a tenant's jobs displace each other.
         static let spareShare = 4
         /// Jobs told to stand by, at most, and of the slots.

@@ -31,7 +31,7 @@ extension Coordinator {
 
     mutating func heard(_ ref: WorkerRef) {
         let now = now
-        workers.change(ref.id) { $0.lastHeard = now }
+        workers.amend(ref.id) { $0.lastHeard = now }
         if workers.read(ref.id, { $0.state == .suspect }) ?? false {
             workers.change(ref.id) { $0.state = .ready }
             mayPlace = true
@@ -102,6 +102,7 @@ extension Coordinator {
             jobTimers.remove(id)
             return
         }
+        jobs.change(id) { $0.timerAt = Instant(nanoseconds: .max) }
         guard now < job.deadline else { return cancel(id, .deadline) }
         guard let due = job.dispatch?.due, due <= now else { return setTimer(id) }
         switch job.phase {

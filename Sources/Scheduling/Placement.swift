@@ -93,34 +93,74 @@ public struct PlacementPolicy: Sendable {
         max(sequenceTokens - candidate.cachedTokens, 1)
     }
 
-    private func runsLocally(_ candidate: PlacementCandidate, _ request: PlacementRequest) -> Bool {
-        switch candidate.role {
+    /// Whether a worker of this role that holds nothing of the sequence would compute it where it decodes.
+    public func runsLocally(_ role: WorkerRole, _ request: PlacementRequest) -> Bool {
+        runsLocally(role, uncached: max(request.sequenceTokens, 1), request)
+    }
+
+    private func runsLocally(_ role: WorkerRole, uncached: Int, _ request: PlacementRequest) -> Bool {
+        switch role {
         case .mixed: true
         case .prefill: false
-        case .decode:
-            request.localOnly
-                || Self.uncachedTokens(candidate, of: request.sequenceTokens) < configuration.localPrefillThreshold
+        case .decode: request.localOnly || uncached < configuration.localPrefillThreshold
         }
+    }
+
+    private func runsLocally(_ candidate: PlacementCandidate, _ request: PlacementRequest) -> Bool {
+        let uncached = Self.uncachedTokens(candidate, of: request.sequenceTokens)
+        return runsLocally(candidate.role, uncached: uncached, request)
+    }
+
+    // MARK: Costs
+
+    /// Expected seconds on a worker that holds nothing of the sequence, as a function of its load: each
+    /// grows with both parts of it, and is the very number by which `place` compares.
+    public func sourceSeconds(_ load: WorkerLoad, _ request: PlacementRequest, _ costs: CostModel) -> Double {
+        prefillSeconds(queued: load.queuedTokens, uncached: max(request.sequenceTokens, 1), penalty: 0, costs)
+    }
+
+    public func splitSeconds(_ load: WorkerLoad, _ request: PlacementRequest, _ costs: CostModel) -> Double {
+        decodeSeconds(residents: load.jobs, missing: max(request.sequenceTokens, 0), penalty: 0, request, costs)
+    }
+
+    public func localSeconds(_ load: WorkerLoad, _ request: PlacementRequest, _ costs: CostModel) -> Double {
+        sourceSeconds(load, request, costs) + decodePressure(residents: load.jobs, costs)
     }
 
     private func prefillSeconds(
         _ candidate: PlacementCandidate, _ request: PlacementRequest, _ costs: CostModel
     ) -> Double {
-        let ahead = Double(candidate.queuedTokens) * costs.prefillPerToken
-        let own = costs.prefill(tokens: Self.uncachedTokens(candidate, of: request.sequenceTokens)).seconds
-        return ahead + own + penalty(candidate)
+        prefillSeconds(
+            queued: candidate.queuedTokens, uncached: Self.uncachedTokens(candidate, of: request.sequenceTokens),
+            penalty: penalty(candidate), costs)
+    }
+
+    private func prefillSeconds(queued: Int, uncached: Int, penalty: Double, _ costs: CostModel) -> Double {
+        let ahead = Double(queued) * costs.prefillPerToken
+        return ahead + costs.prefill(tokens: uncached).seconds + penalty
     }
 
     private func decodeSeconds(
         _ candidate: PlacementCandidate, _ request: PlacementRequest, _ costs: CostModel
     ) -> Double {
-        let missing = Double(max(request.sequenceTokens - candidate.cachedTokens, 0)) * request.bytesPerToken
-        return missing / max(configuration.linkBytesPerSecond, 1) + decodePressure(candidate, costs)
-            + penalty(candidate)
+        decodeSeconds(
+            residents: candidate.residentJobs, missing: max(request.sequenceTokens - candidate.cachedTokens, 0),
+            penalty: penalty(candidate), request, costs)
+    }
+
+    private func decodeSeconds(
+        residents: Int, missing: Int, penalty: Double, _ request: PlacementRequest, _ costs: CostModel
+    ) -> Double {
+        let bytes = Double(missing) * request.bytesPerToken
+        return bytes / max(configuration.linkBytesPerSecond, 1) + decodePressure(residents: residents, costs) + penalty
     }
 
     private func decodePressure(_ candidate: PlacementCandidate, _ costs: CostModel) -> Double {
-        Double(candidate.residentJobs) * costs.decodePerJob * Double(configuration.expectedOutputTokens)
+        decodePressure(residents: candidate.residentJobs, costs)
+    }
+
+    private func decodePressure(residents: Int, _ costs: CostModel) -> Double {
+        Double(residents) * costs.decodePerJob * Double(configuration.expectedOutputTokens)
     }
 
     private func penalty(_ candidate: PlacementCandidate) -> Double {

@@ -114,6 +114,9 @@ public struct PrefixLengths: Sendable {
 
     init() {}
 
+    /// Those that hold any, in no order that means anything.
+    public var workers: some Collection<WorkerID> { lengths.keys }
+
     public subscript(worker: WorkerID) -> Int { lengths.isEmpty ? 0 : lengths[worker] ?? 0 }
 
     mutating func set(_ worker: WorkerID, _ length: Int) {
