@@ -26,20 +26,28 @@ extension DecodeWorkerCore {
     // MARK: Pages
 
     mutating func landed(_ transfer: TransferID, _ block: UInt32, _ bytes: Int, _ crc: UInt32) {
-        guard var landing = landing(of: transfer, from: nil), landing.wanted.contains(block),
-            let slot = jobs[transfer]?.table.slots[Int(block)]
-        else { return countStale() }
-        landing.expires = now + landing.lease
-        if landing.landed[block] == nil {
-            pool.verify(slot)
+        let now = now
+        let outcome = jobs.changeOptional(transfer) { job -> (source: WorkerRef, fresh: BlockSlot?, isEnding: Bool)? in
+            guard case .landing(var landing) = job.phase, landing.wanted.contains(block) else { return nil }
+            // Out of its place meanwhile: one owner, so that nothing of it is copied.
+            job.phase = .prefilling
+            defer { job.phase = .landing(landing) }
+            landing.expires = now + landing.lease
+            guard landing.landed[block] == nil else { return (landing.source, nil, landing.end != nil) }
             landing.landed[block] = crc
             landing.receivedBytes &+= UInt64(max(bytes, 0))
+            return (landing.source, job.table.slots[Int(block)], landing.end != nil)
+        }
+        guard let (source, fresh, isEnding) = outcome else { return countStale() }
+        if let fresh {
+            pool.verify(fresh)
             counters.pageBytesReceived &+= UInt64(max(bytes, 0))
         }
-        update(transfer, landing)
-        tell(landing.source, .pageAck(PageAck(transfer: transfer, blocks: [block])))
-        tell(landing.source, .credit(Credit(transfer: transfer, bytes: UInt64(configuration.pageBytes))))
-        if let end = landing.end { settle(transfer, landing, end) }
+        tell(source, .pageAck(PageAck(transfer: transfer, blocks: [block])))
+        tell(source, .credit(Credit(transfer: transfer, bytes: UInt64(configuration.pageBytes))))
+        if isEnding, let landing = landing(of: transfer, from: nil), let end = landing.end {
+            settle(transfer, landing, end)
+        }
     }
 
     /// After a broken link P asks what has arrived.

@@ -12,10 +12,11 @@ public struct BlockPool: Sendable {
     }
 
     private struct Slot: Sendable {
-        var state = State.free
-        var references = 0
-        /// The name of a committed full block; nil for partial and private ones.
+        /// The name of a committed full block; nil for partial and private ones. First, so that the rest lies
+        /// in its padding: a pool has thousands of these.
         var page: PageID?
+        var state = State.free
+        var references: Int32 = 0
     }
 
     private var slots: [Slot]
@@ -43,7 +44,7 @@ public struct BlockPool: Sendable {
 
     public func state(of slot: BlockSlot) -> State { slots[Int(slot.index)].state }
 
-    public func references(to slot: BlockSlot) -> Int { slots[Int(slot.index)].references }
+    public func references(to slot: BlockSlot) -> Int { Int(slots[Int(slot.index)].references) }
 
     public func page(of slot: BlockSlot) -> PageID? { slots[Int(slot.index)].page }
 
@@ -247,7 +248,7 @@ public struct BlockPool: Sendable {
 
     private func auditReferences(_ holders: [Int]) -> String? {
         for (index, slot) in slots.enumerated() {
-            if slot.references != holders[index] {
+            if Int(slot.references) != holders[index] {
                 return "slot \(index) counts \(slot.references) holders, there are \(holders[index])"
             }
             switch slot.state {

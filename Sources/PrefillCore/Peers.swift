@@ -4,13 +4,13 @@ import ServingTypes
 /// Links to decode workers: brought up when a prompt is assigned, again when one breaks, and given
 /// back when nobody has needed one for a while.
 extension PrefillWorkerCore {
-    func peerIndex(_ worker: WorkerRef) -> Int? { peers.firstIndex { $0.worker == worker } }
+    func peerIndex(_ worker: WorkerRef) -> Int? { peers.index(of: worker) }
 
     /// Whether a sender may be at work for this peer.
     func isLinked(_ worker: WorkerRef) -> Bool { peerIndex(worker).map { peers[$0].state == .up } ?? false }
 
     private func transfers(to worker: WorkerRef) -> [TransferID] {
-        arrivals.filter { jobs[$0]?.target == worker }
+        arrivals.filter { jobs.read($0) { $0.target == worker } ?? false }
     }
 
     mutating func connect(for order: AssignPrefill) {
@@ -59,11 +59,11 @@ extension PrefillWorkerCore {
         peers[index].failures += 1
         let peer = peers[index]
         if needy.isEmpty {
-            peers.remove(at: index)
+            peers.remove([worker])
         } else if peer.failures >= configuration.connectTriesMax {
             peers[index].state = .connecting
             for transfer in needy { fail(transfer, peer.wasUp ? .linkLost : .cannotConnect) }
-            peers.removeAll { $0.worker == worker }
+            peers.remove([worker])
         } else {
             let rest = configuration.connectBackoff * (Int64(1) << Int64(min(peer.failures - 1, 20)))
             peers[index].state = .resting(until: now + rest)
@@ -71,22 +71,60 @@ extension PrefillWorkerCore {
     }
 
     mutating func tendPeers() {
-        let busy = Set(jobs.values.map(\.target) + fences.values.map(\.target))
+        let targets = arrivals.compactMap { jobs.read($0) { $0.target } } + fences.values.map(\.target)
+        var isBusy = [Bool](repeating: false, count: peers.count)
+        for target in targets {
+            if let index = peerIndex(target) { isBusy[index] = true }
+        }
         var released: [WorkerRef] = []
-        for index in peers.indices {
-            let peer = peers[index]
-            if busy.contains(peer.worker) {
+        for index in 0..<peers.count {
+            if isBusy[index] {
                 peers[index].idleSince = nil
-                guard case .resting(let until) = peer.state, now >= until else { continue }
+                guard case .resting(let until) = peers[index].state, now >= until else { continue }
                 peers[index].state = .connecting
+                let peer = peers[index]
                 actions.append(.connectPeer(peer.worker, host: peer.host, port: peer.port, path: peer.path))
-            } else if let since = peer.idleSince {
-                if now - since >= configuration.peerLinger { released.append(peer.worker) }
+            } else if let since = peers[index].idleSince {
+                if now - since >= configuration.peerLinger { released.append(peers[index].worker) }
             } else {
                 peers[index].idleSince = now
             }
         }
         for worker in released { actions.append(.releasePeer(worker)) }
-        peers.removeAll { released.contains($0.worker) }
+        peers.remove(released)
+    }
+}
+
+/// Peers in the order in which they were first needed, found by name.
+struct PeerTable: Sendable {
+    private var all: ContiguousArray<Peer> = []
+    private var places: [WorkerRef: Int] = [:]
+
+    var count: Int { all.count }
+
+    func index(of worker: WorkerRef) -> Int? { places[worker] }
+
+    /// The worker of a peer stays.
+    subscript(index: Int) -> Peer {
+        _read { yield all[index] }
+        _modify { yield &all[index] }
+    }
+
+    mutating func append(_ peer: Peer) {
+        places[peer.worker] = all.count
+        all.append(peer)
+    }
+
+    mutating func remove(_ workers: [WorkerRef]) {
+        guard !workers.isEmpty else { return }
+        for worker in workers { places[worker] = nil }
+        all.removeAll { places[$0.worker] == nil }
+        for (index, peer) in all.enumerated() { places[peer.worker] = index }
+    }
+
+    /// The first broken invariant, or nil.
+    func audit() -> String? {
+        for (index, peer) in all.enumerated() where places[peer.worker] != index { return "a peer is not where it is" }
+        return places.count == all.count ? nil : "a peer is known twice"
     }
 }

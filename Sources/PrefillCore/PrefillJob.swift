@@ -128,6 +128,9 @@ struct Outgoing: Sendable {
         }
     }
 
+    /// Whether any page could leave.
+    var hasReady: Bool { pages.contains { $0.state == .ready } }
+
     /// Whether the sender may be reading a slot of this transfer.
     var isBeingRead: Bool { pages.contains { $0.state == .pushed } }
 

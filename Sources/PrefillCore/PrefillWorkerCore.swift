@@ -22,7 +22,7 @@ public struct PrefillWorkerCore: Sendable {
     var attempts = AttemptGuard()
     /// Blocks of given-up transfers that a sender may still read.
     var fences: [TransferID: Fence] = [:]
-    var peers: [Peer] = []
+    var peers = PeerTable()
 
     var underWay: [StepShare]?
     /// Grows with every sign of progress; a lease is not renewed without.
@@ -93,7 +93,7 @@ public struct PrefillWorkerCore: Sendable {
     }
 
     private mutating func receive(_ message: Message, from worker: WorkerRef) {
-        if let index = peerIndex(worker) { peers[index].failures = 0 }
+        if let index = peerIndex(worker), peers[index].failures > 0 { peers[index].failures = 0 }
         switch message {
         case .pageWant(let want): wanted(want, by: worker)
         case .pageAck(let ack): acknowledged(ack, by: worker)
@@ -172,7 +172,7 @@ public struct PrefillWorkerCore: Sendable {
         if let broken = pool.audit(tables: jobs.values.map(\.table) + fences.values.map(\.table)) { return broken }
         if Set(arrivals) != Set(jobs.keys) || arrivals.count != jobs.count { return "arrivals differ from jobs" }
         if arrivals.count > configuration.jobsMax { return "\(arrivals.count) jobs, \(configuration.jobsMax) allowed" }
-        if Set(peers.map(\.worker)).count != peers.count { return "a peer is known twice" }
+        if let broken = peers.audit() { return broken }
         for job in jobs.values {
             if job.computed > job.table.capacityTokens { return "\(job.transfer) computed beyond its blocks" }
             if job.isInStep != (underWay?.contains { $0.transfer == job.transfer } ?? false) {

@@ -8,29 +8,36 @@ extension PrefillWorkerCore {
         jobs[transfer].flatMap { $0.target == worker ? $0 : nil }
     }
 
+    private func isHere(_ transfer: TransferID, to worker: WorkerRef) -> Bool {
+        jobs.read(transfer) { $0.target == worker } ?? false
+    }
+
     private mutating func moved(_ transfer: TransferID) {
         progress &+= 1
-        guard let lease = jobs[transfer]?.outgoing.lease else { return }
-        jobs[transfer]?.outgoing.expires = now + lease
+        let now = now
+        jobs.change(transfer) { $0.outgoing.expires = now + $0.outgoing.lease }
     }
 
     // MARK: Pushing
 
     /// Pages whose positions have all been computed may go.
     mutating func ripen(_ transfer: TransferID) {
-        guard let job = jobs[transfer] else { return }
-        let full = job.computed / configuration.blockTokens
-        let isWhole = job.computed == job.order.tokens.count
-        for index in job.outgoing.pages.indices {
-            let page = job.outgoing.pages[index]
-            guard page.state == .waiting, isWhole || Int(page.block) < full else { continue }
-            jobs[transfer]?.outgoing.pages[index].state = .ready
+        let blockTokens = configuration.blockTokens
+        jobs.change(transfer) { job in
+            let full = job.computed / blockTokens
+            let isWhole = job.computed == job.order.tokens.count
+            for index in job.outgoing.pages.indices where job.outgoing.pages[index].state == .waiting {
+                guard isWhole || Int(job.outgoing.pages[index].block) < full else { continue }
+                job.outgoing.pages[index].state = .ready
+            }
         }
         push(transfer)
     }
 
     mutating func push(_ transfer: TransferID) {
-        guard let job = jobs[transfer], job.outgoing.isUp, job.ending == nil else { return }
+        guard jobs.read(transfer, { $0.outgoing.isUp && $0.ending == nil && $0.outgoing.hasReady }) ?? false,
+            let job = jobs[transfer]
+        else { return }
         let pageBytes = UInt64(configuration.pageBytes)
         var outgoing = job.outgoing
         var leaving: [OutgoingPage] = []
@@ -53,18 +60,23 @@ extension PrefillWorkerCore {
     mutating func pageSent(_ worker: WorkerRef, _ transfer: TransferID, _ block: UInt32, _ bytes: Int, _ crc: UInt32) {
         counters.pagesSent &+= 1
         counters.pageBytesSent &+= UInt64(max(bytes, 0))
-        guard let job = job(transfer, to: worker), let index = job.outgoing.index(of: block) else { return }
+        let isKnown = jobs.change(transfer) { job -> Bool in
+            guard job.target == worker, let index = job.outgoing.index(of: block) else { return false }
+            job.outgoing.pages[index].crc = crc
+            if job.outgoing.pages[index].state == .pushed { job.outgoing.pages[index].state = .sent }
+            return true
+        }
+        guard isKnown ?? false else { return }
         moved(transfer)
-        jobs[transfer]?.outgoing.pages[index].crc = crc
-        if job.outgoing.pages[index].state == .pushed { jobs[transfer]?.outgoing.pages[index].state = .sent }
         endIfAllSent(transfer)
     }
 
     mutating func endIfAllSent(_ transfer: TransferID) {
-        guard let job = jobs[transfer], let first = job.firstToken, job.ending == nil, job.outgoing.isUp,
-            !job.outgoing.endSent, job.outgoing.isAllSent
+        guard jobs.read(transfer, { !$0.outgoing.endSent && $0.outgoing.isAllSent }) ?? false, let job = jobs[transfer],
+            let first = job.firstToken, job.ending == nil, job.outgoing.isUp,
+            !job.outgoing.endSent
         else { return }
-        jobs[transfer]?.outgoing.endSent = true
+        jobs.change(transfer) { $0.outgoing.endSent = true }
         let end = TransferEnd(
             transfer: transfer, pages: job.outgoing.sums, firstToken: first, cachedTokens: job.cachedTokens)
         actions.append(.sendToPeer(job.target, transfer, .transferEnd(end)))
@@ -73,18 +85,24 @@ extension PrefillWorkerCore {
     // MARK: What the target says
 
     mutating func acknowledged(_ ack: PageAck, by worker: WorkerRef) {
-        guard let job = job(ack.transfer, to: worker) else { return countStale() }
+        guard isHere(ack.transfer, to: worker) else { return countStale() }
         moved(ack.transfer)
-        for block in ack.blocks {
-            guard let index = job.outgoing.index(of: block), job.outgoing.pages[index].state == .sent else { continue }
-            jobs[ack.transfer]?.outgoing.pages[index].state = .acknowledged
+        jobs.change(ack.transfer) { job in
+            for block in ack.blocks {
+                guard let index = job.outgoing.index(of: block), job.outgoing.pages[index].state == .sent else {
+                    continue
+                }
+                job.outgoing.pages[index].state = .acknowledged
+            }
         }
     }
 
     mutating func credited(_ credit: Credit, by worker: WorkerRef) {
-        guard let job = job(credit.transfer, to: worker) else { return countStale() }
-        let (sum, overflow) = job.outgoing.credit.addingReportingOverflow(credit.bytes)
-        jobs[credit.transfer]?.outgoing.credit = overflow ? job.order.creditBytes : min(sum, job.order.creditBytes)
+        guard isHere(credit.transfer, to: worker) else { return countStale() }
+        jobs.change(credit.transfer) { job in
+            let (sum, overflow) = job.outgoing.credit.addingReportingOverflow(credit.bytes)
+            job.outgoing.credit = overflow ? job.order.creditBytes : min(sum, job.order.creditBytes)
+        }
         push(credit.transfer)
     }
 
@@ -163,10 +181,11 @@ extension PrefillWorkerCore {
     /// Tells the target that its reservation is still wanted, as long as this worker moves.
     mutating func renewLeases() {
         for transfer in arrivals {
-            guard let job = jobs[transfer], job.outgoing.isUp, job.ending == nil,
-                now - job.outgoing.renewed >= job.outgoing.lease / 3, job.outgoing.renewedProgress != progress
-            else { continue }
-            renew(transfer)
+            let owes = jobs.read(transfer) { job in
+                job.outgoing.isUp && job.ending == nil && now - job.outgoing.renewed >= job.outgoing.lease / 3
+                    && job.outgoing.renewedProgress != progress
+            }
+            if owes ?? false { renew(transfer) }
         }
     }
 
