@@ -35,7 +35,7 @@ final class SimulatedNode {
     var accepted: [JobID: Attempt] = [:]
     var lastHeard: [TransferID: Int64] = [:]
     /// Slots of open landings whose bytes have not come, by how many landings name them.
-    var writable: [Int]
+    var writable: [Int32]
 
     /// What lies in the host tier, and when its last move will be done.
     var host: [SlotContent] = []

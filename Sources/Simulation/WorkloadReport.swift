@@ -22,6 +22,12 @@ public struct Spread: Hashable, Sendable {
         (p50, p90, p95, p99) = (rank(0.5), rank(0.9), rank(0.95), rank(0.99))
         max = sorted.last ?? 0
     }
+
+    /// Of samples that were not kept: their quantiles are not known and 0.
+    init(count: Int, mean: Double, max: Double) {
+        (self.count, self.mean, self.max) = (count, mean, max)
+        (p50, p90, p95, p99) = (0, 0, 0, 0)
+    }
 }
 
 /// Limits that a served job must meet to count, in seconds.

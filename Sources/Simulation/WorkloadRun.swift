@@ -10,16 +10,18 @@ public enum WorkloadRun {
     /// `progress` is told ended jobs, virtual seconds and events, now and then; `watch` sees the
     /// cluster whenever a decoding worker's iteration has been accounted for. Ends early once more
     /// than `missesMax` jobs, the first `warmupJobs` left out, have missed the objective, or at
-    /// `until` seconds of virtual time.
+    /// `until` seconds of virtual time. Without `keepsSamples` there are means and maxima, no quantiles, and a job
+    /// that has ended leaves nothing behind.
     public static func run(
         _ shape: ClusterShape, _ workload: Workload, seed: UInt64,
         objective: ServiceObjective = ServiceObjective(timeToFirstToken: 2, timePerToken: 0.2),
-        keepsRecords: Bool = false, missesMax: Int = .max, warmupJobs: Int = 0,
+        keepsRecords: Bool = false, keepsSamples: Bool = true, missesMax: Int = .max, warmupJobs: Int = 0,
         until: Double = .infinity, watch: ((ClusterSimulation) -> Void)? = nil,
         progress: ((Int, Double, UInt64) -> Void)? = nil
     ) -> WorkloadReport {
         let simulation = ClusterSimulation(shape.configuration(seed: seed), requests: workload.requests(seed: seed))
-        var tally = WorkloadTally(objective: objective, keepsRecords: keepsRecords, warmupJobs: warmupJobs)
+        var tally = WorkloadTally(
+            objective: objective, keepsRecords: keepsRecords, warmupJobs: warmupJobs, keepsSamples: keepsSamples)
         simulation.onIteration = watch
         for fault in shape.faults { simulation.plan(fault.fault, atSeconds: fault.seconds) }
         simulation.onEnd = { job, outcome in tally.add(job, outcome, at: simulation.now) }
@@ -45,22 +47,47 @@ public enum WorkloadRun {
     }
 }
 
-/// Sums of a run, and a sample per finished job.
+/// Sums of a run, and where they are wanted samples of each finished job.
 struct WorkloadTally {
     let objective: ServiceObjective
     let keepsRecords: Bool
     private var report = WorkloadReport()
     var misses: Int { report.missedObjective }
     private let warmupJobs: Int
-    private var firstTokens: [Double] = []
-    private var perToken: [Double] = []
-    private var completions: [Double] = []
-    private var normalized: [Double] = []
+    private var firstTokens: Samples
+    private var perToken: Samples
+    private var completions: Samples
+    private var normalized: Samples
     private var firstArrival: Int64 = .max
     private var lastEnd: Int64 = 0
     private var tenants: [TenantID: (jobs: Int, tokens: Int, firstTokens: Double)] = [:]
 
-    init(objective: ServiceObjective, keepsRecords: Bool, warmupJobs: Int) {
+    /// Samples of one kind; without quantiles their sum is enough.
+    struct Samples {
+        let areKept: Bool
+        private var values: [Double] = []
+        private var count = 0
+        private var sum = 0.0
+        private var greatest = 0.0
+
+        init(areKept: Bool) { self.areKept = areKept }
+
+        mutating func append(_ value: Double) {
+            if areKept { return values.append(value) }
+            count += 1
+            sum += value
+            greatest = max(greatest, value)
+        }
+
+        var spread: Spread {
+            areKept
+                ? Spread(values) : Spread(count: count, mean: count > 0 ? sum / Double(count) : 0, max: greatest)
+        }
+    }
+
+    init(objective: ServiceObjective, keepsRecords: Bool, warmupJobs: Int, keepsSamples: Bool = true) {
+        let none = Samples(areKept: keepsSamples)
+        (firstTokens, perToken, completions, normalized) = (none, none, none, none)
         self.warmupJobs = warmupJobs
         self.objective = objective
         self.keepsRecords = keepsRecords
@@ -121,10 +148,10 @@ struct WorkloadTally {
         result.jobs = simulation.jobCount
         result.refused = simulation.witnessed.filter { $0.key.hasPrefix("job.refused") }.values.reduce(0, +)
         result.seconds = firstArrival == .max ? 0 : Double(lastEnd - firstArrival) / 1e9
-        result.timeToFirstToken = Spread(firstTokens)
-        result.timePerToken = Spread(perToken)
-        result.completion = Spread(completions)
-        result.normalized = Spread(normalized)
+        result.timeToFirstToken = firstTokens.spread
+        result.timePerToken = perToken.spread
+        result.completion = completions.spread
+        result.normalized = normalized.spread
         result.goodput = result.seconds > 0 ? Double(result.metObjective) / result.seconds : 0
         for role in WorkerRole.allCases {
             let nodes = simulation.nodes.filter { $0.shape.role == role }

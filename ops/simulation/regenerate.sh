@@ -35,7 +35,7 @@ for part in $parts; do
                 echo "$note"
             } > "$out/plan.txt" ;;
         scale)
-            { "$tandem" simulate --scale --policy fair | tail -n 6; echo "seed 1; $note"; } > "$out/scale.new"
+            { GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "$tandem" simulate --scale --policy fair; echo "seed 1; $note"; } > "$out/scale.new"
             mv "$out/scale.new" "$out/scale.txt" ;;
         *) echo "regenerate.sh: $part is none of vtc, fastserve, surpass, plan, scale" >&2; exit 64 ;;
     esac
