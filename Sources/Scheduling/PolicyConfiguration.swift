@@ -82,8 +82,8 @@ public struct PolicyConfiguration: Hashable, Sendable {
     public var promotionAge: TimeSpan = .milliseconds(300)
     /// One in so many slots and picks goes to the oldest aged job; 0 none, 1 all. A budget, since
     /// promotion by time alone collapses under overload (scheduling.md §2.6). With half of them the slowest jobs of a
-    /// sustained load take 1.2 to 1.3 times what they take first come first served (one in four: 1.5), and the
-    /// short ones are served as soon as before (ops/simulation/README.md, S5).
+    /// sustained load take 1.2 to 1.3 times what they take first come first served (one in four: 1.5), and
+    /// seconds per token rise by 5 % at most (ops/simulation/README.md, S5).
     public var promotionPeriod = 2
 
     // Fairness.
